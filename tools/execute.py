@@ -1,0 +1,159 @@
+"""Run notebooks, each in a clean kernel of this very Python, a few at a time.
+
+    python tools/execute.py                      run nbs/*.ipynb and save the outputs in place
+    python tools/execute.py --copy build/book    copy the project, export there, run there: the tree stays as it is
+"""
+import argparse
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+ROOT = Path(__file__).resolve().parent.parent
+# What a notebook may need: the rest of the tree is not copied.
+PARTS = ["nbs", "decoding_book", "benchmarks", "tools", "tests/oracle",
+         "settings.ini", "setup.py", "_quarto.yml", "README.md"]
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class ThisPython(AsyncKernelManager):
+    "A kernel of the Python that runs this script, whatever kernels the user has registered."
+
+    @property
+    def kernel_spec(self):
+        argv = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher",
+                "-f", "{connection_file}"]
+        return KernelSpec(argv=argv, display_name="python3", language="python")
+
+
+def copy_project(
+    dest,  # Folder to make anew, under build/
+):
+    "Copy what the book is made of to `dest`, and return `dest`."
+    dest = Path(dest).resolve()
+    shutil.rmtree(dest, ignore_errors=True)
+    skip = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.pyc")
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, dest / part, ignore=skip)
+        elif source.is_file():
+            (dest / part).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, dest / part)
+    return dest
+
+
+def export(
+    project,  # A folder with settings.ini and nbs/
+):
+    "Write the package of `project` from its notebooks."
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
+    subprocess.run([Path(sys.executable).with_name("nbdev_export")], cwd=project, env=env,
+                   check=True)
+
+
+def kernel_environment(
+    project,  # The folder whose package the kernels import
+    threads,  # Threads for each kernel
+    scratch,  # An empty folder: no start-up file of the user's is read
+):
+    "Environment variables for the kernels."
+    path = os.pathsep.join(filter(None, [str(project), os.environ.get("PYTHONPATH", "")]))
+    return dict(os.environ, PYTHONPATH=path, TQDM_DISABLE="1", PYTHONHASHSEED="0",
+                IPYTHONDIR=str(scratch), OMP_NUM_THREADS=str(threads),
+                PYDEVD_DISABLE_FILE_VALIDATION="1", TOKENIZERS_PARALLELISM="false")
+
+
+def explain(
+    path,   # The notebook
+    nb,     # Its content
+    error,  # What nbclient raised
+):
+    "A failure in words: the notebook, the cell, the traceback."
+    n = next((i for i, c in enumerate(nb.cells)
+              if any(o.output_type == "error" for o in c.get("outputs", []))
+              and "raises-exception" not in c.metadata.get("tags", [])), None)
+    where = f"{path.name}, cell {n}" if n is not None else path.name
+    return f"\nFAILED {where}\n{ANSI.sub('', str(error)).rstrip()}\n"
+
+
+async def run_one(
+    path,     # A notebook
+    env,      # The kernel's environment
+    gate,     # Semaphore that limits how many run at once
+    width,    # Of the longest name, to align the progress lines
+    timeout,  # Seconds allowed for one cell
+):
+    "Run a notebook and save it; return the seconds it took, or None when it failed."
+    async with gate:
+        nb, start = nbformat.read(path, as_version=4), time.perf_counter()
+        client = NotebookClient(nb, timeout=timeout, kernel_name="python3", record_timing=False,
+                                kernel_manager_class=ThisPython,
+                                resources={"metadata": {"path": str(path.parent)}})
+        for cell in nb.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        try:
+            await client.async_execute(env=env)
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            print(explain(path, nb, error), file=sys.stderr, flush=True)
+            return None
+        nbformat.write(nb, path)
+        seconds = time.perf_counter() - start
+        print(f"  {path.name:<{width}} {seconds:6.1f} s", flush=True)
+        return seconds
+
+
+async def run_all(
+    paths,    # Notebooks
+    project,  # The folder whose package they import
+    jobs,     # How many at once
+    timeout,  # Seconds allowed for one cell
+):
+    "Run the notebooks, `jobs` at a time; return those that failed."
+    gate, width = asyncio.Semaphore(jobs), max(len(p.name) for p in paths)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with tempfile.TemporaryDirectory() as scratch:
+        env = kernel_environment(project, threads, scratch)
+        seconds = await asyncio.gather(*(run_one(p, env, gate, width, timeout) for p in paths))
+    return [p for p, s in zip(paths, seconds) if s is None]
+
+
+def main():
+    "Read the command line, run, report."
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="notebooks of nbs/ (default: all)")
+    parser.add_argument("--copy", metavar="DIR", help="run in a copy of the project")
+    parser.add_argument("--jobs", type=int, default=2, help="notebooks at once (default 2)")
+    parser.add_argument("--timeout", type=int, default=600, help="seconds for one cell")
+    args = parser.parse_args()
+    project = ROOT
+    if args.copy:
+        project = copy_project(args.copy)
+        export(project)
+    nbs = project / "nbs"
+    paths = [nbs / Path(n).name for n in args.names] or sorted(nbs.glob("*.ipynb"))
+    missing = [p.name for p in paths if not p.is_file()]
+    if missing or not paths:
+        sys.exit(f"no such notebook in {nbs}: {', '.join(missing) or '*.ipynb'}")
+    print(f"Running {len(paths)} notebooks, {args.jobs} at a time", flush=True)
+    start = time.perf_counter()
+    failed = asyncio.run(run_all(paths, project, max(1, args.jobs), args.timeout))
+    if failed:
+        sys.exit(f"{len(failed)} of {len(paths)} failed: {', '.join(p.name for p in failed)}")
+    print(f"  all {len(paths)} ran in {time.perf_counter() - start:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
