@@ -9,6 +9,7 @@ __all__ = ['Prediction', 'LanguageModel', 'Context', 'Draw', 'greedy', 'as_promp
 # %% ../nbs/01_loop.ipynb #a8f88bf5
 from dataclasses import dataclass, field, replace
 from numbers import Integral
+from time import monotonic
 from typing import Callable, Iterator, Protocol, runtime_checkable
 
 import torch
@@ -336,6 +337,21 @@ class Generation:
         return rows_html([tokens_html(**self[i]._view()) for i in range(len(self))])
 
 # %% ../nbs/01_loop.ipynb #ce8de8f2
+def _progress(steps, total):
+    "`steps`, behind a tqdm bar (if tqdm is installed) once they have taken a second."
+    start, bar = monotonic(), None
+    try:
+        for n, step in enumerate(steps, 1):
+            if bar is not None: bar.update()
+            elif monotonic() - start > 1:
+                try: from tqdm.auto import tqdm
+                except ImportError: start = float("inf")
+                else: bar = tqdm(total=total, initial=n, leave=False, unit="tok")
+            yield step
+    finally:
+        if bar is not None: bar.close()
+
+# %% ../nbs/01_loop.ipynb #2a5ca7ed
 def generate(
     model,               # a `LanguageModel`
     prompt,              # a str, ids (T,) or (B, T), or a list of either, of unequal lengths
@@ -356,13 +372,6 @@ def generate(
         error.generation = result
         raise
     return result
-
-# %% ../nbs/01_loop.ipynb #2a5ca7ed
-def _progress(steps, total):
-    "`steps` behind a tqdm bar, if tqdm is there; it appears after one second."
-    try: from tqdm.auto import tqdm
-    except ImportError: return steps
-    return tqdm(steps, total=total, delay=1, leave=False, unit="tok")
 
 # %% ../nbs/01_loop.ipynb #35580bdb
 def score(
