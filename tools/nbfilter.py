@@ -1,0 +1,236 @@
+"""Turn a notebook as it is written into the notebook that the site shows.
+
+Quarto runs this as a filter (a notebook on stdin, a notebook on stdout); tools/site.py imports it. It drops the cells
+marked `#| hide`, folds cells of imports, gives every exported name an anchor and a link to its source, links names in
+backticks, makes the first heading the page's title, and adds how to run the chapter.
+"""
+import ast
+import json
+import re
+import runpy
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+import yaml
+
+DIRECTIVE = re.compile(r"^#\|\s*(\w+)\s*:?\s*(.*)$")
+OWN = {"default_exp", "export", "exporti", "exports", "hide", "hide_input"}
+BACKTICKS = re.compile(r"(?<![\[`])`([A-Za-z_][\w.]*)(\(\))?`(?![`\]])")
+SLUG = re.compile(r"[^\w\- ]")
+
+
+def settings(
+    project,  # Folder that holds settings.ini
+):
+    "The project's metadata."
+    config = ConfigParser(delimiters=["="])
+    config.read(Path(project) / "settings.ini", encoding="utf-8")
+    return config["DEFAULT"]
+
+
+def page_names(
+    project,  # Folder that holds nbs/
+):
+    "Notebook name -> page name: `01_loop.ipynb` becomes `loop`."
+    names = [p.name for p in sorted((Path(project) / "nbs").glob("*.ipynb"))]
+    return {n: re.sub(r"^(\d+|[A-Z])_", "", n).removesuffix(".ipynb").lower() for n in names}
+
+
+def name_index(
+    project,  # Folder that holds the exported package
+):
+    "Name -> (page#anchor, source file), from the index that the export writes."
+    cfg = settings(project)
+    path = Path(project) / cfg["lib_path"] / "_modidx.py"
+    if not path.is_file():
+        return {}
+    symbols = runpy.run_path(str(path))["d"]["syms"]
+    index = {}
+    for module, names in symbols.items():
+        for name, place in names.items():
+            index[name] = place
+            index.setdefault(name.removeprefix(module + "."), place)
+    return index
+
+
+def split_directives(
+    source,  # A code cell
+):
+    "nbdev's own directives of a cell, and the cell without them."
+    found, kept, lines = {}, [], source.split("\n")
+    while lines and (m := DIRECTIVE.match(lines[0])):
+        line = lines.pop(0)
+        if m[1] in OWN and not line.rstrip().endswith(": false"):
+            found[m[1]] = m[2]
+        else:
+            kept.append(line)
+    return found, "\n".join(kept + lines).strip("\n")
+
+
+def defined_names(
+    tree,  # Parsed code
+):
+    "Functions, classes and their methods, as (name, node)."
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    for node in tree.body:
+        if isinstance(node, kinds):
+            yield node.name, node
+            if isinstance(node, ast.ClassDef):
+                yield from ((f"{node.name}.{n.name}", n) for n in node.body if isinstance(n, kinds))
+
+
+def parsed(
+    code,  # Code of a cell
+):
+    "The syntax tree, or an empty one where the cell is not plain Python."
+    try:
+        return ast.parse(code)
+    except SyntaxError:
+        return ast.Module(body=[], type_ignores=[])
+
+
+class Page:
+    "What the filter knows of one notebook while it works on it."
+
+    def __init__(
+        self,
+        project,  # Folder that holds settings.ini, nbs/ and the package
+        nb,       # The notebook's content
+        name,     # Its file name
+    ):
+        self.project, self.nb, self.name = Path(project), nb, name
+        self.cfg, self.index = settings(project), name_index(project)
+        self.page = page_names(project).get(name, Path(name).stem)
+        self.blob = f"{self.cfg['git_url']}/blob/{self.cfg['branch']}"
+        self.module = next((d["default_exp"] for d, _ in map(split_directives, self.code())
+                            if "default_exp" in d), None)
+        headings = re.findall(r"^#+ +(.+?) *$", "\n".join(self.code("markdown")), re.M)
+        self.slugs = {SLUG.sub("", h).strip().lower().replace(" ", "-") for h in headings}
+
+    def code(self, kind="code"):
+        "The sources of the cells of one kind."
+        return [text(c) for c in self.nb["cells"] if c["cell_type"] == kind]
+
+    def link(self, match):
+        "A name in backticks, as a link to where it is defined."
+        place = self.index.get(match[1])
+        if place is None:
+            return match[0]
+        page, _, anchor = place[0].partition("#")
+        target = f"#{anchor}" if page == f"{self.page}.html" else place[0]
+        return f"[{match[0]}]({target})"
+
+    def linked(self, source):
+        "Markdown with its names linked, outside code, headings and existing links."
+        out, fence = [], False
+        for line in source.split("\n"):
+            fence ^= line.lstrip().startswith("```")
+            plain = not fence and not line.startswith(("#", "    "))
+            parts = re.split(r"(\[[^\]]*\]\([^)]*\)|\$[^$]+\$)", line) if plain else [line]
+            out.append("".join(p if not plain or i % 2 else BACKTICKS.sub(self.link, p)
+                               for i, p in enumerate(parts)))
+        return "\n".join(out)
+
+    def line_of(self, name):
+        "The line of the generated module on which a name is defined."
+        path = self.project / self.cfg["lib_path"] / f"{self.module}.py"
+        tree = parsed(path.read_text(encoding="utf-8")) if path.is_file() else parsed("")
+        return next((f"#L{n.lineno}" for m, n in defined_names(tree) if m == name), "")
+
+    def label(self, tree):
+        "The line above an exported cell: anchors for its names, and a link to the module."
+        names = [n for n, _ in defined_names(tree)]
+        if not names:
+            return None
+        ids = "".join(f'<a id="{n.lower()}"></a>' for n in names if n.lower() not in self.slugs)
+        url = f"{self.blob}/{self.cfg['lib_path']}/{self.module}.py{self.line_of(names[0])}"
+        module = f"{self.cfg['lib_path']}.{self.module}"
+        return markdown(f'```{{=html}}\n<div class="exported">{ids}in <a href="{url}" '
+                        f'title="Its source, as exported"><code>{module}</code></a></div>\n```')
+
+    def code_cells(self, cell):
+        "What the site shows for one code cell."
+        directives, code = split_directives(text(cell))
+        if not code or "hide" in directives:
+            return []
+        tree = parsed(code)
+        body = [n for n in tree.body
+                if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+        if body and all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body):
+            code = f'#| code-fold: true\n#| code-summary: "Imports"\n{code}'
+        label = self.label(tree) if directives.keys() & {"export", "exporti", "exports"} else None
+        return [c for c in (label, {**cell, "source": code}) if c]
+
+    def run_line(self):
+        "How to run this chapter, and where its source is."
+        path, cfg = f"nbs/{self.name}", self.cfg
+        source = f"[source]({self.blob}/{path})"
+        if self.module is None and not any(self.code()):
+            return markdown(f"::: {{.run-line}}\n{source}\n:::")
+        colab = (f"https://colab.research.google.com/github/{cfg['user']}/{cfg['repo']}"
+                 f"/blob/{cfg['branch']}/{path}")
+        install = f'%pip install fastcore "{cfg["lib_name"]}[model] @ git+{cfg["git_url"]}"'
+        return markdown(
+            f"::: {{.run-line}}\n**Run this chapter** on your machine: `make lab`, then open "
+            f"`{path}`. Or [in Colab]({colab}), with `{install}` in a first cell. "
+            f"Read its {source}.\n:::")
+
+    def head(self, cells):
+        "The front matter with title and subtitle, how to run it, then the cells without these."
+        front = {}
+        if cells and cells[0]["cell_type"] == "raw":
+            raw = text(cells[0]).strip()
+            if raw.startswith("---"):
+                front, cells = yaml.safe_load(raw.strip("-\n")) or {}, cells[1:]
+        first = next((i for i, c in enumerate(cells) if c["cell_type"] == "markdown"), None)
+        if first is not None and (m := re.match(r"# +(.+)\n*", text(cells[first]))):
+            rest = text(cells[first])[m.end():]
+            front.setdefault("title", m[1].strip())
+            if sub := re.match(r"> *(.+(?:\n>.*)*)\n*", rest):
+                front.setdefault("subtitle", re.sub(r"\n> *", " ", sub[1]).strip())
+                rest = rest[sub.end():]
+            cells = cells[:first] + [markdown(rest)] * bool(rest.strip()) + cells[first + 1:]
+        front["output-file"] = f"{self.page}.html"
+        raw = "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---"
+        return [{"cell_type": "raw", "metadata": {}, "source": raw}, self.run_line(), *cells]
+
+    def filtered(self):
+        "The notebook that the site shows."
+        out = []
+        for cell in self.head(self.nb["cells"]):
+            if cell["cell_type"] == "code":
+                out += self.code_cells(cell)
+            elif cell["cell_type"] == "markdown":
+                out.append({**cell, "source": self.linked(text(cell))})
+            else:
+                out.append(cell)
+        return {**self.nb, "cells": out}
+
+
+def text(
+    cell,  # A notebook cell
+):
+    "The source of a cell, which may be stored as a list of lines."
+    return "".join(cell["source"])
+
+
+def markdown(
+    source,  # Markdown
+):
+    "A Markdown cell."
+    return {"cell_type": "markdown", "metadata": {}, "source": source}
+
+
+def main():
+    "Filter stdin to stdout. The front matter's output-file tells which notebook it is."
+    nb, project = json.load(sys.stdin), Path(__file__).resolve().parent.parent
+    raw = text(nb["cells"][0]) if nb["cells"] else ""
+    page = re.search(r"^output-file:\s*(\S+)\.html", raw, re.M)
+    names = {v: k for k, v in page_names(project).items()}
+    name = names.get(page[1] if page else "", "index.ipynb")
+    json.dump(Page(project, nb, name).filtered(), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
