@@ -33,7 +33,7 @@ class ThisPython(AsyncKernelManager):
     @property
     def kernel_spec(self):
         argv = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher",
-                "-f", "{connection_file}"]
+                "-f", "{connection_file}", "--log-level=40"]
         return KernelSpec(argv=argv, display_name="python3", language="python")
 
 

@@ -10,6 +10,7 @@ import re
 import runpy
 import sys
 from configparser import ConfigParser
+from html import escape
 from pathlib import Path
 
 import yaml
@@ -32,23 +33,31 @@ def settings(
 def page_names(
     project,  # Folder that holds nbs/
 ):
-    "Notebook name -> page name: `01_loop.ipynb` becomes `loop`."
-    names = [p.name for p in sorted((Path(project) / "nbs").glob("*.ipynb"))]
-    return {n: re.sub(r"^(\d+|[A-Z])_", "", n).removesuffix(".ipynb").lower() for n in names}
+    "Notebook name -> page name, as its front matter says: `01_loop.ipynb` becomes `loop`."
+    pages = {}
+    for path in sorted((Path(project) / "nbs").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        page = re.search(r"^output-file:\s*(\S+)\.html", text(cells[0]) if cells else "", re.M)
+        pages[path.name] = page[1] if page else path.stem
+    return pages
 
 
 def name_index(
     project,  # Folder that holds the exported package
 ):
-    "Name -> (page#anchor, source file), from the index that the export writes."
-    cfg = settings(project)
-    path = Path(project) / cfg["lib_path"] / "_modidx.py"
+    "Name -> page#anchor, from the index that the export writes."
+    path = Path(project) / settings(project)["lib_path"] / "_modidx.py"
     if not path.is_file():
         return {}
-    symbols = runpy.run_path(str(path))["d"]["syms"]
+    # nbdev drops a leading number and nothing else
+    pages = {re.sub(r"^\d+[a-z0-9]*_", "", n.lower().removesuffix(".ipynb")): page
+             for n, page in page_names(project).items()}
     index = {}
-    for module, names in symbols.items():
-        for name, place in names.items():
+    for module, names in runpy.run_path(str(path))["d"]["syms"].items():
+        for name, (place, _) in names.items():
+            page, _, anchor = place.partition("#")
+            page = page.removesuffix(".html")
+            place = f"{pages.get(page, page)}.html#{anchor}"
             index[name] = place
             index.setdefault(name.removeprefix(module + "."), place)
     return index
@@ -117,8 +126,8 @@ class Page:
         place = self.index.get(match[1])
         if place is None:
             return match[0]
-        page, _, anchor = place[0].partition("#")
-        target = f"#{anchor}" if page == f"{self.page}.html" else place[0]
+        page, _, anchor = place.partition("#")
+        target = f"#{anchor}" if page == f"{self.page}.html" else place
         return f"[{match[0]}]({target})"
 
     def linked(self, source):
@@ -172,9 +181,10 @@ class Page:
                  f"/blob/{cfg['branch']}/{path}")
         install = f'%pip install fastcore "{cfg["lib_name"]}[model] @ git+{cfg["git_url"]}"'
         return markdown(
-            f"::: {{.run-line}}\n**Run this chapter** on your machine: `make lab`, then open "
-            f"`{path}`. Or [in Colab]({colab}), with `{install}` in a first cell. "
-            f"Read its {source}.\n:::")
+            f"::: {{.run-line}}\n**Run this chapter**: `make lab`, then open `{path}`; or "
+            f"[open it in Colab]({colab}). Read its {source}.\n\n"
+            f"```{{=html}}\n<details><summary>Colab needs this cell first</summary>"
+            f"<code>{escape(install)}</code></details>\n```\n:::")
 
     def head(self, cells):
         "The front matter with title and subtitle, how to run it, then the cells without these."
