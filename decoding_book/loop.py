@@ -151,10 +151,11 @@ class _Text:
         self.decode, self.stops = getattr(model, "decode", None), stops
         self.ids, self.text, self.stopped = [], "", False
 
-    def held(self, text):
-        "How many of the last characters may still change or turn out to belong to a stop string."
-        partial = len(text) - len(text.rstrip("\ufffd"))
-        return max([partial] + [n for s in self.stops for n in range(1, len(s)) if text.endswith(s[:n])])
+    def certain(self, text):
+        "The text without the end that may still change, or may turn out to begin a stop string."
+        text = text.rstrip("\ufffd")
+        starts = [n for s in self.stops for n in range(1, len(s)) if text.endswith(s[:n])]
+        return text[:len(text) - max(starts, default=0)]
 
     def grow(self, ids, last=False):
         "Add ids and return the new text that is now certain; `last` releases everything."
@@ -163,7 +164,7 @@ class _Text:
         text = self.decode(self.ids)
         cuts = [at for at in map(text.find, self.stops) if at >= 0]
         self.stopped = bool(cuts)
-        text = text[:min(cuts)] if cuts else text if last else text[:len(text) - self.held(text)]
+        text = text[:min(cuts)] if cuts else text if last else self.certain(text)
         new, self.text = text[len(self.text):], text
         return new
 
@@ -234,7 +235,7 @@ def _stream(model, prompts, choose, max_new_tokens, end_ids, stops, alternatives
         draw, *probabilities = _choose(model, prediction, choose, Context(ids, mask, given, row), alternatives)
         if cache is not None: fed = ids.shape[1]
         ids = torch.cat([ids, draw.ids[:, None]], 1)
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         text, ended = [], []
         for r, id, length in zip(row.tolist(), draw.ids.tolist(), mask.sum(1).tolist()):
             why = "eos" if id == model.eos and id in end_ids else "stop" if id in end_ids else None

@@ -1,0 +1,238 @@
+"The loop: prompts, stop rules, batches, streaming, scores, interrupts and bad input."
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from decoding_book.loop import (Draw, Generation, LanguageModel, Prediction, generate, greedy, score, stream)
+from decoding_book.toy import TableModel, six_words
+
+WORLD = six_words()
+
+
+def random_world(V, seed, eos=None):
+    g = torch.Generator().manual_seed(seed)
+    rows = torch.rand(V + 1, V, generator=g, dtype=torch.float64) ** 3
+    rows /= rows.sum(1, keepdim=True)
+    return TableModel(rows[0], rows[1:], eos=eos)
+
+
+class Cached:
+    "A Markov model that insists on its cache: it fails unless it is fed each position exactly once."
+    def __init__(self, table):
+        self.table, self.vocab_size, self.eos, self.calls = table, len(table), 0, []
+        self.context = 64
+
+    def new_cache(self, rows, length):
+        cache = SimpleNamespace(ids=torch.zeros(rows, 0, dtype=torch.long), room=length, length=0)
+        def keep(rows): cache.ids = cache.ids[rows]
+        cache.keep = keep
+        return cache
+
+    def __call__(self, ids, mask=None, cache=None, last_only=True, attention=False):
+        self.calls.append(tuple(ids.shape))
+        if cache is not None:
+            cache.ids = torch.cat([cache.ids, ids], 1)
+            cache.length = cache.ids.shape[1]
+            assert cache.length <= cache.room
+        logits = self.table[ids]
+        return Prediction(logits[:, -1] if last_only else logits, cache)
+
+
+def cached(V=7, seed=0): return Cached(torch.randn(V, V, generator=torch.Generator().manual_seed(seed)))
+
+
+def test_every_form_of_prompt_gives_the_same_text():
+    ids = WORLD.encode("I like")
+    texts = [generate(WORLD, p).text for p in
+             ("I like", ids, tuple(ids), torch.tensor(ids), np.array(ids), torch.tensor(ids, dtype=torch.int32))]
+    assert texts == ["cold coffee"] * 6
+    for batch in (["I like"], [ids], torch.tensor([ids]), np.array([ids]), [torch.tensor(ids)]):
+        assert generate(WORLD, batch).text == ["cold coffee"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_of_a_batch_equal_rows_alone(seed):
+    rng = random.Random(seed)
+    model = random_world(6, seed, eos=rng.choice([None, 0, 5]))
+    prompts = [[rng.randrange(6) for _ in range(rng.randrange(0, 6))] for _ in range(rng.randrange(1, 9))]
+    batch = generate(model, prompts, max_new_tokens=9)
+    for row, prompt in zip(batch, prompts):
+        alone = generate(model, prompt, max_new_tokens=9)
+        assert alone.ids.tolist() == row.ids.tolist() and alone.reason == row.reason
+        assert torch.equal(alone.logprobs, row.logprobs) and alone.text == row.text
+
+
+def test_a_row_that_ended_leaves_the_models_batch():
+    model = cached()
+    model.table[1], model.table[2] = torch.tensor([9.] + [0.] * 6), torch.tensor([0., 0, 0, 9, 0, 0, 0])
+    model.table[3] = torch.tensor([0., 0, 9, 0, 0, 0, 0])
+    out = generate(model, [[1], [2], [2, 2]], max_new_tokens=3)
+    assert out.reason == ["eos", "length", "length"]
+    assert model.calls == [(3, 2), (2, 1), (2, 1)]      # the whole prompt, then only the newest ids
+
+
+def test_a_cache_changes_nothing(monkeypatch):
+    model = cached()
+    plain = cached()
+    monkeypatch.delattr(Cached, "new_cache")
+    without = generate(plain, [[1], [2, 3, 4]], max_new_tokens=12)
+    monkeypatch.undo()
+    with_ = generate(model, [[1], [2, 3, 4]], max_new_tokens=12)
+    assert [a.tolist() for a in with_.ids] == [a.tolist() for a in without.ids]
+
+
+def test_end_mark_is_kept_in_ids_and_not_in_text():
+    out = generate(WORLD, "")
+    assert out.ids.tolist() == WORLD.encode("I like cold coffee stop") and out.text == "I like cold coffee"
+    assert out.reason == "eos"
+    on = generate(WORLD, "", ignore_eos=True)
+    assert on.reason == "length" or on.reason == "context"
+
+
+def test_stop_ids_and_limits():
+    assert generate(WORLD, "", stop=WORLD.encode("cold")).text == "I like"
+    assert generate(WORLD, "", stop=WORLD.encode("cold")).reason == "stop"
+    short = generate(WORLD, "", max_new_tokens=2)
+    assert (short.text, short.reason) == ("I like", "length")
+    assert generate(six_words(eos=None), "").reason == "context"
+
+
+class Letters:
+    "Spells a fixed text in chunks; decode works on bytes, so a chunk may hold part of a character."
+    eos = None
+    def __init__(self, chunks): self.chunks, self.vocab_size = chunks, len(chunks) + 1
+    def __call__(self, ids, mask=None, cache=None, last_only=True, attention=False):
+        nxt = (ids[:, -1] + 1).clamp(max=len(self.chunks))
+        return Prediction(torch.nn.functional.one_hot(nxt, self.vocab_size).float())
+    def encode(self, text): return [0]
+    def decode(self, ids): return b"".join(self.chunks[i - 1] for i in map(int, ids) if i).decode(errors="replace")
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_streamed_pieces_are_the_text_and_nothing_is_taken_back(seed):
+    rng = random.Random(seed)
+    text = "".join(rng.choice(["ab", "é", "\U0001f600", "a", "ba ", "½"]) for _ in range(8))
+    data, chunks = text.encode(), []
+    while data:
+        n = rng.randrange(1, 4)
+        chunks.append(data[:n]); data = data[n:]
+    a = rng.randrange(len(text)); b = rng.randrange(a + 1, len(text) + 1)
+    stop = rng.choice([None, text[a:b], ["zz", text[a:b]]])
+    model = Letters(chunks)
+    seen, steps = "", list(stream(model, [0], max_new_tokens=len(chunks), stop=stop))
+    for step in steps:
+        seen += step.text[0]
+        assert text.startswith(seen)
+    assert seen == (text if stop is None else text[:text.find(text[a:b])])
+    assert steps[-1].ended == (["length"] if stop is None else ["stop"])
+
+
+def test_unfinished_character_at_the_end_is_released():
+    model = Letters(["é".encode()[:1]])
+    assert generate(model, [0], max_new_tokens=1).text == "\ufffd"
+
+
+def test_logprobs_and_alternatives_are_the_models_own():
+    step = next(iter(stream(WORLD, "", alternatives=3)))
+    assert step.top_ids.tolist() == [WORLD.encode("I cold coffee")]
+    assert torch.allclose(step.top_logprobs.exp(), torch.tensor([[.5, .25, .1]], dtype=torch.float64))
+    second = lambda p, c: Draw(p.logits.topk(2).indices[:, 1])
+    assert generate(WORLD, "", second).logprobs[0].exp().item() == pytest.approx(.25)
+
+
+def test_score_equals_the_loop_and_marks_what_has_no_probability():
+    g = generate(WORLD, ["", "cold coffee"])
+    whole = [torch.cat([p, i]) for p, i in zip(g.prompt_ids, g.ids)]
+    s = score(WORLD, whole)
+    assert s.shape == (2, 5) and not s.isnan().any()
+    assert torch.allclose(s[0], g.logprobs[0].double()) and torch.allclose(s[1, 2:], g.logprobs[1].double())
+    s = score(WORLD, ["I", "I like cold"])
+    assert s[0].isnan().tolist() == [False, True, True]
+    assert score(cached(), [[1, 2, 3], [4]]).isnan().tolist() == [[True, False, False], [True, True, True]]
+
+
+def test_score_in_chunks_equals_score_at_once():
+    model, ids = cached(), [[1, 2, 3, 4, 5, 6, 1, 2, 3], [3, 2, 1]]
+    assert torch.allclose(score(model, ids, chunk=2), score(model, ids), equal_nan=True)
+    assert max(c[1] for c in model.calls[:4]) == 2
+
+
+def test_interrupt_keeps_what_there_is():
+    def stops(prediction, context):
+        if context.lengths[0] == 3: raise KeyboardInterrupt
+        return greedy(prediction)
+    g = generate(WORLD, ["", "I"], stops)
+    assert g.text == ["I like cold", "like cold coffee"] and g.reason == ["interrupted"] * 2
+    assert isinstance(g, Generation) and "interrupted" in repr(g)
+
+
+def test_a_broken_model_is_named_and_the_text_survives():
+    for value, word in ((float("nan"), "NaN"), (float("inf"), r"\+inf")):
+        class Broken(TableModel):
+            def _after(self, prefix):
+                z = super()._after(prefix).clone()
+                if prefix.shape[1] == 2: z[-1, 3] = value
+                return z
+        model = Broken(torch.ones(4).double() / 4, torch.full((4, 4), .25).double())
+        with pytest.raises(ValueError, match=f"logits: row 1 at position 2 has {word}") as e:
+            generate(model, [[0], [0]])
+        assert [i.tolist() for i in e.value.generation.ids] == [[0], [0]]
+    dead = type("Dead", (), dict(vocab_size=2, eos=None, __call__=lambda s, ids, **k: Prediction(
+        torch.full((len(ids), 2), -torch.inf))))()
+    with pytest.raises(ValueError, match="no finite logit"): generate(dead, [0])
+
+
+def test_a_model_or_chooser_of_the_wrong_shape_is_named():
+    wrong = type("Wrong", (), dict(vocab_size=9, eos=None, __call__=lambda s, ids, **k: Prediction(torch.zeros(2, 5))))()
+    with pytest.raises(ValueError, match=r"model: returned logits of shape \(2, 5\), expected \(1, 9\)"):
+        generate(wrong, [0])
+    with pytest.raises(ValueError, match=r"choose: returned ids \[6\]"):
+        generate(WORLD, "", lambda p, c: Draw(torch.tensor([6])))
+
+
+BAD = [
+    (dict(prompt=[]), ValueError, "prompt: .* is empty"),
+    (dict(prompt=[[1], []]), ValueError, "prompt, row 1: .* is empty"),
+    (dict(prompt=[1, 7]), ValueError, "id 7 at index 1 is outside the vocabulary 0..6"),
+    (dict(prompt=[-1]), ValueError, "id -1 at index 0"),
+    (dict(prompt=torch.tensor([[1, 2], [9, 1]])), ValueError, "row 1: id 9 at index 0"),
+    (dict(prompt=[0.5]), TypeError, "integer ids"),
+    (dict(prompt=torch.tensor([True])), TypeError, "integer ids"),
+    (dict(prompt=[[1], 2]), TypeError, "row 1: 2 is neither"),
+    (dict(prompt=None), TypeError, "prompt: None"),
+    (dict(prompt=3), TypeError, "prompt: 3"),
+    (dict(prompt={"a": 1}), TypeError, "prompt"),
+    (dict(prompt=torch.zeros(0, 3, dtype=torch.long)), ValueError, "holds no row"),
+    (dict(prompt="text"), TypeError, "no tokenizer"),
+    (dict(prompt=[1] * 64), ValueError, "64 tokens leave no room in a context of 64"),
+    (dict(max_new_tokens=0), ValueError, "max_new_tokens: 0"),
+    (dict(max_new_tokens=-3), ValueError, "max_new_tokens: -3"),
+    (dict(max_new_tokens=1.5), TypeError, "max_new_tokens: 1.5"),
+    (dict(max_new_tokens=True), TypeError, "max_new_tokens: True"),
+    (dict(alternatives=-1), ValueError, "alternatives: -1"),
+    (dict(stop=""), ValueError, "stop: ''"),
+    (dict(stop=[3, ""]), ValueError, "stop: ''"),
+    (dict(stop="x"), TypeError, "stop: 'x' is text, and the model has no tokenizer"),
+    (dict(stop=7), ValueError, "stop: id 7"),
+    (dict(stop=1.5), TypeError, "stop: 1.5"),
+]
+
+
+@pytest.mark.parametrize("args, error, message", BAD, ids=[m for _, _, m in BAD])
+def test_bad_input_is_named_before_the_model_runs(args, error, message):
+    model = cached()
+    with pytest.raises(error, match=message): stream(model, **dict(prompt=[1]) | args)
+    assert not model.calls
+
+
+def test_protocol_and_row_numbers():
+    assert isinstance(WORLD, LanguageModel)
+    seen = []
+    def watch(prediction, context):
+        seen.append((context.row.tolist(), context.lengths.tolist(), context.prompt_lengths.tolist()))
+        return greedy(prediction)
+    generate(WORLD, ["cold coffee I like", "I"], watch)
+    assert seen[0] == ([0, 1], [4, 1], [4, 1]) and seen[-1][0] == [1]   # the first row ended before
