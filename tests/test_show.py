@@ -1,0 +1,406 @@
+"""The HTML views and figures of `decoding_book.show`."""
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from decoding_book.show import (LEGEND, PALETTE, STYLE, UNDERLINES, bars, figure_style, heat, level,
+                                level_css, percent, rows_html, spoken, surprisal, token_face,
+                                token_name, tokens_html)
+
+WORDS = ["cold", "coffee", "I", "like", "water", "stop"]
+LOG = math.log
+TOP = [(" stop", LOG(1/2)), (" I", LOG(1/4)), (" water", LOG(1/8))]
+
+
+class Page(HTMLParser):
+    """What a browser would find: elements, attributes, and the text outside the style sheet."""
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.attributes, self.text, self.open = [], [], "", []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append(tag)
+        self.attributes += attributes
+        if tag != "br": self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open: self.text += data
+
+
+def body(html): return html.replace(STYLE, "")
+
+
+def words_of(html): return re.findall(r'<b(?: class="db-c")?>(.*?)</b>', html)
+
+
+# HTML: safety
+
+EVIL = '"><img src=x onerror=alert(1)></style></span><script>alert("http://x")</script>&amp;'
+
+
+def test_everything_is_escaped():
+    html = tokens_html([EVIL], [-1], [[(EVIL, -2), (EVIL, -1)]], EVIL, EVIL, [EVIL])
+    page = Page(html)
+    assert not page.open
+    assert set(page.elements) == {"style", "div", "span", "b", "i", "em"}
+    names = {key for key, _ in page.attributes}
+    assert names == {"class", "tabindex", "role", "aria-label", "style"}
+    assert page.text.count(EVIL) == 4  # caption, prompt, the token, its note
+    assert page.text.count(token_name(EVIL)) == 3  # the pop-up's head and two alternatives
+    assert html.count("<style") == 1 and "<script" not in html
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(st.tuples(st.text(max_size=6), st.floats(-40, 0)), max_size=5), st.text(max_size=8))
+def test_any_text_gives_balanced_one_line_html(pairs, prompt):
+    tokens, logprobs = [t for t, _ in pairs], [lp for _, lp in pairs]
+    html = tokens_html(tokens, logprobs, [pairs] * len(pairs), prompt)
+    page = Page(html)
+    assert not page.open and "\n" not in html and "\r" not in html
+    assert set(page.elements) <= {"style", "div", "span", "b", "i", "em", "br"}
+    assert html.count('tabindex="0"') == len(pairs)
+    html.encode()  # no lone surrogate either
+    assert html.count('class="db-c"') == len(pairs)
+
+
+def test_no_script_no_address():
+    html = tokens_html([" like"] * 3, [-1, -2, -3], [TOP] * 3, "I", "caption", ["a", None, ""])
+    for word in "<script", "http", "url(", "//", "src=", "href", "@import", "javascript":
+        assert word not in html, word
+    assert not re.search(r"\son\w+\s*=", html)
+
+
+def test_mathematics_is_never_typeset():
+    html = body(tokens_html(["$5 and $6", r"\(x\)"], [-1, -1], prompt=r"$$a$$ \[b\]"))
+    shown = re.sub(r'aria-label="[^"]*"', "", html)
+    for text in re.findall(r">([^<]*)<", shown):
+        assert text.count("$") <= (text == "$") and text.count("\\") <= (text == "\\")
+    assert "tex2jax_ignore" in html and "mathjax_ignore" in html
+
+
+def test_css_is_scoped():
+    css = STYLE.removeprefix("<style>").removesuffix("</style>")
+    rules = re.findall(r"([^{}]+)\{[^{}]*\}", css)
+    selectors = [s for rule in rules for s in rule.split(",")]
+    assert len(selectors) > 25 and all(s.startswith(".db-") for s in selectors)
+    assert css.count("{") == css.count("}")
+
+
+def test_size():
+    top = [(f" alternative{i}", LOG(.19)) for i in range(5)]
+    html = tokens_html([" coffee"] * 64, [-2.5] * 64, [top] * 64, prompt="I like " * 20)
+    assert len(html.encode()) < 45_000, len(html.encode())
+    assert len(tokens_html(["a"], [-1]).encode()) < 5_000
+
+
+# HTML: content
+
+def test_tokens_are_focusable_and_labelled():
+    html = tokens_html([" like", "\n", ".", ""], [LOG(1/2), LOG(1/8), 0, LOG(1/32)])
+    assert html.count('tabindex="0"') == 4 and html.count('tabindex="-1"') == 1
+    assert re.findall('role="group" aria-label="(.*?)"', html) == [
+        "like, 50.0 %, 1.0 bits", "new line, 12.5 %, 3.0 bits",
+        "full stop, 100.0 %, 0.0 bits", "empty, 3.1 %, 5.0 bits"]
+    assert 'aria-label="Generated text, 4 tokens, 9.0 bits"' in html
+
+
+def test_alternatives_are_listed_with_probabilities():
+    html = body(tokens_html([" I"], [LOG(1/4)], [TOP]))
+    assert words_of(html) == ["·I", "·stop", "▸ ·I", "·water"]
+    assert re.findall("<em>(.*?)</em>", html) == ["50.0 %", "25.0 %", "12.5 %"]
+    assert re.findall(r'<i style="width:(.*?)%">', html) == ["50", "25", "12.5"]
+    assert "…" not in html
+
+
+def test_the_chosen_token_outside_the_list():
+    html = body(tokens_html([" like"], [LOG(1/32)], [TOP]))
+    assert words_of(html)[1:] == ["·stop", "·I", "·water", "▸ ·like"]
+    assert html.count("…") == 1 and html.count('class="db-c"') == 1
+    assert re.findall("<em>(.*?)</em>", html)[-1] == "3.1 %"
+
+
+def test_equal_texts_are_told_apart_by_probability():
+    top = [("\ufffd", LOG(.5)), ("\ufffd", LOG(.25)), ("\ufffd", LOG(.125))]
+    inside = words_of(body(tokens_html(["\ufffd"], [LOG(.25)], [top])))[1:]
+    assert [w.startswith("▸") for w in inside] == [False, True, False]
+    outside = words_of(body(tokens_html(["\ufffd"], [LOG(.01)], [top])))[1:]
+    assert [w.startswith("▸") for w in outside] == [False, False, False, True]
+
+
+def test_no_alternatives_still_has_a_card():
+    html = body(tokens_html(["a"], [LOG(1/2)]))
+    assert '<b>a</b> 50.0 %, 1.0 bits' in html and "<em>" not in html
+
+
+def test_prompt_caption_and_note():
+    html = body(tokens_html(["b"], [-1], prompt="x\n y", caption="<c>", chosen_note=["by top-k"]))
+    assert '<span class="db-q">x<br> y</span>' in html
+    assert "&lt;c&gt;" in html and "by top-k" in html
+
+
+def test_empty_generation():
+    html = tokens_html([], [], [], prompt="I")
+    assert "0 tokens, 0.0 bits" in html and 'tabindex="0"' not in html
+
+
+def test_special_characters_are_visible():
+    assert [token_face(t) for t in ["\n", " ", "\t", "a\n\nb", "x\r"]] == [
+        '<span class="db-m">↵</span><br>', '<span class="db-m">·</span>', "⇥",
+        'a<span class="db-m">↵</span><br><span class="db-m">↵</span><br>b', "x␍"]
+    assert [token_name(t) for t in ["", " a b", "\x00", "\u202e", "\ud800", "\u2028", "\ufffd"]] == [
+        "∅", "·a·b", "‹0000›", "‹202E›", "‹D800›", "‹2028›", "\ufffd"]
+    assert token_name("👩\u200d🔬") == "👩\u200d🔬"
+    assert spoken("\ufffd") == "replacement character" and spoken(" 12 ") == "12"
+
+
+def test_shading_is_monotone_and_not_by_colour_alone():
+    rules = re.findall(r"\.db-(\d+)\{background:rgba\(213,94,0,([\d.]+)\);border-bottom:(.*?)\}",
+                       level_css())
+    assert [int(n) for n, _, _ in rules] == list(range(11))
+    alphas = [float(a) for _, a, _ in rules]
+    assert alphas == sorted(set(alphas)) and alphas[0] == 0 and alphas[-1] <= .6
+    widths = [int(line[0]) for line in UNDERLINES]
+    assert widths == sorted(widths) and len(set(UNDERLINES)) == 6
+    logprobs = [-.5 * i for i in range(30)]
+    levels = [int(n) for n in re.findall(r"db-t db-(\d+)", tokens_html(["a"] * 30, logprobs))]
+    assert levels == [min(10, int(-lp / LOG(2))) for lp in logprobs] == sorted(levels)
+
+
+def test_surprisal():
+    assert [surprisal(LOG(p)) for p in (1, 1/2)] == [0, 1]
+    assert surprisal(LOG(1/8)) == pytest.approx(3) and surprisal(-math.inf) == math.inf
+    assert math.copysign(1, surprisal(0.0)) == 1
+    assert [level(b) for b in (0, .999, 1, 9.99, 10, 500, math.inf)] == [0, 0, 1, 9, 10, 10, 10]
+
+
+def test_percent_is_never_falsely_certain():
+    for p in .9995, .99999, 1 - 2**-52: assert percent(p) == "> 99.9 %"
+    assert [percent(p) for p in (1, .9994, .01, .00999, 1e-5, 9e-6, 1e-300, 0)] == [
+        "100.0 %", "99.9 %", "1.0 %", "0.999 %", "0.001 %", "< 0.001 %", "< 0.001 %", "0 %"]
+
+
+def test_tensors_are_taken():
+    torch = pytest.importorskip("torch")
+    html = tokens_html(["a", "b"], torch.tensor([-1., -2.]), [[("c", torch.tensor(-1.))]] * 2)
+    assert html == tokens_html(["a", "b"], [-1., -2.], [[("c", -1.)]] * 2)
+
+
+def test_rows():
+    one, two = tokens_html(["a"], [-1], [TOP]), tokens_html(["b", "c"], [-1, -2])
+    html = rows_html([one, two])
+    assert html.count("<style>") == html.count(LEGEND) == 1 and html.count('tabindex="0"') == 3
+    assert html.index("row 0") < html.index(">a<") < html.index("row 1") < html.index(">b<")
+    assert not Page(html).open and "\n" not in html
+    assert "row 0" not in rows_html([])
+    with pytest.raises(TypeError, match="rows"): rows_html(one)
+
+
+# HTML: bad input
+
+@pytest.mark.parametrize("args, kind, says", [
+    ((["a", "b"], [-1]), ValueError, "logprobs has length 1, but there are 2 tokens"),
+    ((["a"], [-1], []), ValueError, "alternatives has length 0, but there are 1 tokens"),
+    ((["a"], [-1], None, "", "", ["x", "y"]), ValueError, "chosen_note has length 2"),
+    ((["a", "b"], [-1, .125]), ValueError, r"logprobs\[1\] is 0.125"),
+    ((["a"], [math.nan]), ValueError, r"logprobs\[0\] is nan"),
+    ((["a"], [math.inf]), ValueError, r"logprobs\[0\] is inf"),
+    ((["a"], [-1], [[("b", .5)]]), ValueError, r"alternatives\[0\] \('b'\) is 0.5"),
+    ((["a"], [-1], [[("b", math.nan)]]), ValueError, r"alternatives\[0\] \('b'\) is nan"),
+    (([17], [-1]), TypeError, r"tokens\[0\] is 17"),
+])
+def test_bad_input(args, kind, says):
+    with pytest.raises(kind, match=says): tokens_html(*args)
+
+
+def test_rounding_and_zero_probability_are_allowed():
+    assert "100.0 %, 0.0 bits" in tokens_html(["a"], [5e-7])
+    html = tokens_html(["a"], [-math.inf], [[("a", -math.inf), ("b", 0.)]])
+    assert "0 %, ∞ bits" in html and "db-t db-10" in html and html.count('class="db-c"') == 1
+
+
+# Figures
+
+@pytest.fixture(autouse=True)
+def no_window():
+    import matplotlib
+    matplotlib.use("Agg")
+    yield
+    import matplotlib.pyplot as plt
+    plt.close("all")
+
+
+def test_import_is_light():
+    code = ("import sys, decoding_book.show;"
+            "print([m for m in ('matplotlib', 'torch', 'numpy') if m in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_bars():
+    torch = pytest.importorskip("torch")
+    p = torch.tensor([.5, .25, .125, .0625, .03125, .03125])
+    ax = bars(p, WORDS, keep=p > .1, title="six words")
+    assert [bar.get_width() for bar in ax.patches] == p.tolist()
+    assert [label.get_text() for label in ax.get_yticklabels()] == WORDS
+    assert [bool(bar.get_hatch()) for bar in ax.patches] == [False] * 3 + [True] * 3
+    assert [t.get_text().strip() for t in ax.texts] == [
+        "0.5", "0.25", "0.125", "0.0625 removed", "0.0312 removed", "0.0312 removed"]
+    assert ax.get_title() == "six words" and ax.yaxis_inverted()
+    ax.figure.canvas.draw()
+    assert max(t.get_window_extent().x1 for t in ax.texts) <= ax.figure.bbox.x1
+
+
+def test_bars_in_given_axes_with_awkward_words():
+    import matplotlib.pyplot as plt
+    given_axes = plt.subplots()[1]
+    ax = bars([0., 1., 0.], ["$x", "a$ \n", "$$"], ax=given_axes)
+    assert ax is given_axes
+    ax.figure.canvas.draw()
+    assert [t.get_text() for t in bars([.5, .5]).get_yticklabels()] == ["0", "1"]
+
+
+@pytest.mark.parametrize("args, says", [
+    (([.5, math.nan],), r"probabilities\[1\] is nan"), (([-.1],), r"probabilities\[0\] is -0.1"),
+    (([1.5],), r"probabilities\[0\] is 1.5"), (([],), "probabilities has length 0"),
+    (([.01] * 41,), "probabilities has length 41"), (([.5, .5], ["a"]), "words has length 1"),
+    (([.5, .5], None, [True]), "keep has length 1"),
+])
+def test_bars_bad_input(args, says):
+    with pytest.raises(ValueError, match=says): bars(*args)
+
+
+def test_heat():
+    ax = heat([[.5, .25], [0, -math.inf]], ["a", "b"], ["c", "d"], "two by two")
+    assert ax.images[0].get_array().tolist()[0] == [.5, .25]
+    assert [t.get_text() for t in ax.texts] == ["0.50", "0.25", "0", "-inf"]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["c", "d"]
+    assert ax.get_title() == "two by two"
+    ax.figure.canvas.draw()
+
+
+def test_heat_sizes_and_own_axes():
+    import matplotlib.pyplot as plt
+    torch = pytest.importorskip("torch")
+    assert len(heat(torch.rand(12, 12)).texts) == 144
+    big = heat(torch.rand(13, 2))
+    assert not big.texts and len(big.figure.axes) == 2  # a colour bar instead
+    own = plt.subplots()[1]
+    assert heat([[1]], ax=own) is own
+    heat([[-math.inf, math.nan]]).figure.canvas.draw()
+
+
+@pytest.mark.parametrize("args, says", [
+    (([],), "matrix"), (([[]],), "matrix"), (([[1, 2], [3]],), r"rows of length \[2, 1\]"),
+    (([[1, 2]], ["a"]), "xlabels has length 1"),
+    (([[1, 2]], None, ["a", "b"]), "ylabels has length 2"),
+])
+def test_heat_bad_input(args, says):
+    with pytest.raises(ValueError, match=says): heat(*args)
+
+
+def test_figure_style_restores_what_it_changed():
+    import matplotlib as mpl
+    before = dict(mpl.rcParams)
+    with pytest.raises(KeyError), figure_style():
+        assert mpl.rcParams["figure.facecolor"] == "white"
+        cycle = [entry["color"] for entry in mpl.rcParams["axes.prop_cycle"]]
+        assert cycle == list(PALETTE.values())
+        raise KeyError
+    assert dict(mpl.rcParams) == before
+
+
+# In a browser
+
+CHROMIUM = (os.environ.get("CHROMIUM") or shutil.which("chromium")
+            or shutil.which("chromium-browser"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM: pytest.skip("no chromium on this machine")
+    with api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def open_page(browser, width, dark=False, touch=False):
+    context = browser.new_context(viewport={"width": width, "height": 700}, has_touch=touch,
+                                  is_mobile=touch, java_script_enabled=True, offline=True)
+    page = context.new_page()
+    look = "background:#111;color:#eee" if dark else ""
+    many = 40
+    view = tokens_html([" coffee", " like"] * many, [-.7, -3.5] * many, [TOP] * 2 * many, "I")
+    page.set_content('<!doctype html><meta name="viewport" content="width=device-width">'
+                     f'<body style="{look}"><p>before</p>{view}<p style="margin-top:900px">after</p>')
+    return page
+
+
+def inside(page):
+    box = page.locator(".db-p:visible").bounding_box()
+    size = page.viewport_size
+    return (box["x"] >= 0 and box["y"] >= 0 and box["x"] + box["width"] <= size["width"]
+            and box["y"] + box["height"] <= size["height"])
+
+
+def test_focus_shows_one_popup(browser):
+    page = open_page(browser, 1280)
+    assert page.locator(".db-p:visible").count() == 0
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    card = page.locator(".db-t:focus > .db-p")
+    assert card.is_visible() and page.locator(".db-p:visible").count() == 1
+    assert "3.0 %, 5.0 bits" in card.inner_text() and "50.0 %" in card.inner_text()
+    ring = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert ring == "solid"
+    page.locator(".db-t").nth(5).hover()  # the hovered one takes over from the focused one
+    assert page.locator(".db-p:visible").count() == 1
+    page.context.close()
+
+
+@pytest.mark.parametrize("width", [600, 1280])
+def test_every_popup_stays_inside_the_window(browser, width):
+    page = open_page(browser, width)
+    for i in list(range(0, 80, 7)) + [79]:
+        page.locator(".db-t").nth(i).hover()
+        assert inside(page), i
+    page.context.close()
+
+
+def test_tap_on_a_phone(browser):
+    page = open_page(browser, 375, touch=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    page.locator(".db-t").nth(7).tap()
+    assert page.locator(".db-p:visible").count() == 1 and inside(page)
+    page.locator(".db-t").nth(2).tap()
+    assert page.locator(".db-p:visible").count() == 1 and inside(page)
+    page.locator(".db-l").tap()  # anywhere else in the view closes it
+    assert page.locator(".db-p:visible").count() == 0
+    page.context.close()
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_colours_follow_the_page(browser, dark):
+    page = open_page(browser, 1280, dark=dark)
+    page.keyboard.press("Tab")
+    colour = "([s, p]) => getComputedStyle(document.querySelector(s))[p]"
+    text = page.evaluate(colour, [".db-t", "color"])
+    assert text == ("rgb(238, 238, 238)" if dark else "rgb(0, 0, 0)")
+    assert page.evaluate(colour, [".db-t:focus>.db-p", "color"]) == "rgb(255, 255, 255)"
+    assert page.evaluate(colour, [".db-t:focus>.db-p", "backgroundColor"]) == "rgb(34, 34, 34)"
+    page.context.close()
