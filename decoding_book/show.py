@@ -114,8 +114,10 @@ def choices(
     top: list,       # alternatives, pairs of text and log-probability
 ) -> list:           # [(text, logprob, chosen)], with exactly one chosen
     "The rows of a pop-up: the alternatives, then the chosen token if it is not among them."
-    same = [t == token and math.isclose(lp, logprob, abs_tol=1e-3) for t, lp in top]
-    at = same.index(True) if any(same) else None
+    close = [i for i, (_, lp) in enumerate(top) if math.isclose(lp, logprob, abs_tol=1e-4)]
+    same = [i for i in close if top[i][0] == token]
+    same += [i for i in close if top[i][0].strip() == token.strip()]
+    at = same[0] if same else None
     rows = [(t, lp, i == at) for i, (t, lp) in enumerate(top)]
     return rows if at is not None else rows + [(token, logprob, True)]
 
@@ -129,8 +131,9 @@ def popup(
     "The card of one token: what it cost, and what else could have been said."
     head = f"{percent(math.exp(logprob))}, {bit_text(surprisal(logprob))}"
     html = f'<span class="db-h"><b>{html_text(token_name(token))}</b> {html_text(head)}</span>'
-    for t, lp, chosen in choices(token, logprob, top) if top else []:
-        if chosen and (t, lp) not in top: html += '<span class="db-h">…</span>'
+    rows = choices(token, logprob, top) if top else []
+    for i, (t, lp, chosen) in enumerate(rows):
+        if i == len(top): html += '<span class="db-h">…</span>'
         word, p = html_text(token_name(t)), math.exp(lp)
         html += f'<b class="db-c">▸ {word}</b>' if chosen else f"<b>{word}</b>"
         html += f'<i style="width:{100 * p:.3g}%"></i><em>{html_text(percent(p))}</em>'

@@ -140,6 +140,15 @@ def test_equal_texts_are_told_apart_by_probability():
     assert [w.startswith("▸") for w in outside] == [False, False, False, True]
 
 
+def test_a_space_lost_in_decoding_still_matches():
+    top = [("like", LOG(.25)), (" like", LOG(.25)), ("cold", LOG(.25))]
+    marked = lambda token: [w.startswith("▸") for w in words_of(
+        body(tokens_html([token], [LOG(.25)], [top])))[1:]]
+    assert marked(" cold") == [False, False, True]
+    assert marked(" like") == [False, True, False]  # an equal text goes first
+    assert marked("water") == [False, False, False, True]
+
+
 def test_no_alternatives_still_has_a_card():
     html = body(tokens_html(["a"], [LOG(1/2)]))
     assert '<b>a</b> 50.0 %, 1.0 bits' in html and "<em>" not in html
