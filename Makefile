@@ -58,7 +58,7 @@ freeze: ## write constraints.txt from a fresh environment
 	@build/freeze/bin/python -m pip install -q torch==2.13.0
 	@build/freeze/bin/python -m pip install -q -e '.[dev]'
 	@build/freeze/bin/python -m pip install -q --no-deps $(FILES)
-	@{ grep '^#' constraints.txt; build/freeze/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } \
+	@{ grep '^#' constraints.txt; build/freeze/bin/python -m pip freeze --all --exclude-editable | grep -v "^pip==" | sed 's/+cpu$$//'; } \
 		> build/constraints.txt && mv build/constraints.txt constraints.txt
 	@rm -rf build/freeze
 

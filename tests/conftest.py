@@ -1,0 +1,108 @@
+"""What all tests share: the size of the counts (`--full`), recorded results (`--record`), and the built site (`--site`)."""
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+RESULTS = pytest.StashKey[dict]()
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("decoding book")
+    group.addoption("--full", action="store_true", help="the full counts, not the quick ones")
+    group.addoption("--record", metavar="FILE", help="write the recorded results to FILE")
+    group.addoption("--site", metavar="DIR", help="test this built site (default: build one)")
+
+
+def pytest_configure(config):
+    config.stash[RESULTS] = {}
+    if os.environ.get("PYTEST_XDIST_WORKER"):  # several tests run at once: a thread for each
+        os.environ["OMP_NUM_THREADS"] = "1"
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def full(request):
+    "Whether to run the full counts: `n = 10_000 if full else 200`."
+    return request.config.getoption("--full")
+
+
+@pytest.fixture
+def record(request):
+    "`record(name, value)` keeps a result for benchmarks/verify.json. Values are what JSON can hold."
+    def keep(name, value):
+        request.config.stash[RESULTS][name] = value
+    return keep
+
+
+def git(*args):
+    "The output of a git command, or '' outside a repository."
+    done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def processor():
+    "The processor's name, as the system gives it."
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def pytest_sessionfinish(session, exitstatus):
+    "Write what was recorded, with the commit, the date and the machine."
+    path, results = session.config.getoption("--record"), session.config.stash[RESULTS]
+    if not path or hasattr(session.config, "workerinput"):
+        return
+    import torch
+    out = {
+        "commit": git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else ""),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()}",
+        "python": platform.python_version(), "torch": torch.__version__,
+        "full": session.config.getoption("--full"), "passed": exitstatus == 0,
+        "results": dict(sorted(results.items())),
+    }
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def site(request, tmp_path_factory):
+    "The folder of the built site: `--site`, or one built here from the outputs committed in nbs/."
+    given = request.config.getoption("--site")
+    if given:
+        return Path(given).resolve()
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    out, lock = shared / "site", shared / "site.lock"
+    try:
+        lock.mkdir()
+    except FileExistsError:  # another worker builds it
+        for _ in range(600):
+            if out.is_dir():
+                return out
+            time.sleep(0.2)
+        pytest.fail("the site was not built by the other test worker")
+    done = subprocess.run([sys.executable, ROOT / "tools/site.py", "--project", ROOT,
+                           "--out", shared / "site.new", "--work", shared / "stage"],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (shared / "site.new").rename(out)
+    return out
+
+
+@pytest.fixture
+def project(tmp_path):
+    "A copy of the project to change at will."
+    from execute import copy_project
+    return copy_project(tmp_path / "project")

@@ -1,0 +1,208 @@
+"""The site in a browser that can reach nothing else: math, figures, search, the dark, pop-ups, a phone's width."""
+import functools
+import http.server
+import json
+import os
+import shutil
+import threading
+
+import pytest
+
+BROWSER = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome",
+                                               "google-chrome-stable"])), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on the PATH")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0),
+                                             functools.partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as p:
+        sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        browser = p.chromium.launch(executable_path=BROWSER, args=sandbox)
+        yield browser
+        browser.close()
+
+
+def watched(page, name, wrong, address):
+    "Note in `wrong` what goes wrong in a page, and let it reach nothing but the site."
+    def stop(route):
+        wrong.append(f"{name} asked for {route.request.url}")
+        route.abort()
+
+    page.route(lambda url: not url.startswith((address, "data:", "blob:", "file:")), stop)
+    page.on("console", lambda m: m.type == "error" and "favicon" not in json.dumps(m.location)
+            and wrong.append(f"{name}: {m.text}"))
+    page.on("pageerror", lambda e: wrong.append(f"{name}: {e}"))
+
+
+@pytest.fixture
+def tab(browser, address):
+    "A function that opens a page of the site; at the end nothing may have gone wrong in it."
+    wrong, contexts = [], []
+
+    def opened(name, **options):
+        context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+        contexts.append(context)
+        page = context.new_page()
+        watched(page, name, wrong, address)
+        page.goto(name if ":" in name else f"{address}/{name}.html")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not wrong, "\n".join(wrong)
+
+
+LOOK = """({
+  katex: document.querySelectorAll('.katex').length,
+  bad: document.querySelectorAll('.katex-error').length,
+  raw: [...document.querySelectorAll('main .math')].filter(m => !m.querySelector('.katex')).length,
+  images: [...document.querySelectorAll('main img')].map(i => i.naturalWidth),
+  width: document.documentElement.scrollWidth})"""
+
+
+@pytest.fixture(scope="module")
+def tour(browser, address, site):
+    "What every page looks like, on a laptop and on a phone, and what went wrong in it."
+    facts, wrong = {}, []
+    for width in (1280, 375):
+        context = browser.new_context(viewport={"width": width, "height": 800})
+        for name in sorted(p.stem for p in site.glob("*.html")):
+            page = context.new_page()
+            watched(page, name, wrong, address)
+            page.goto(f"{address}/{name}.html")
+            facts[name, width] = page.evaluate(LOOK)
+            page.close()
+        context.close()
+    return facts, wrong
+
+
+def visible(page, selector):
+    return page.locator(selector).locator("visible=true")
+
+
+def test_the_index_shows_what_this_is(tab):
+    page = tab("index")
+    assert "Decoding" in page.title()
+    assert page.locator("main a[href$='.html'], main a[href*='.html#']").count() >= 3
+
+
+def test_every_page_opens_without_an_error(tour):
+    facts, wrong = tour
+    assert facts and not wrong, "\n".join(wrong)
+
+
+def test_math_is_rendered(tour):
+    facts, _ = tour
+    assert facts["loop", 1280]["katex"] > 0
+    for page, seen in facts.items():
+        assert seen["bad"] == seen["raw"] == 0, page
+
+
+def test_math_has_its_fonts(tab):
+    page = tab("loop")
+    page.evaluate("document.fonts.ready")
+    assert page.evaluate("[...document.fonts].some(f => f.family == 'KaTeX_Main' && f.status == 'loaded')")
+
+
+def test_figures_are_shown(tour):
+    facts, _ = tour
+    assert sum(len(seen["images"]) for seen in facts.values()) > 0
+    for page, seen in facts.items():
+        assert all(seen["images"]), page
+
+
+def test_no_page_is_wider_than_the_screen(tour):
+    facts, _ = tour
+    assert not {k: v["width"] for k, v in facts.items() if v["width"] > k[1]}
+
+
+def test_search_finds_a_chapter(tab):
+    page = tab("index")
+    visible(page, "input[type=search], .smalldocs-search input").first.fill("padding")
+    results = page.locator(".search-result, .aa-Item")
+    results.first.wait_for(timeout=5000)
+    assert results.count() > 0
+    results.first.click()
+    page.wait_for_load_state()
+    assert "padding" in page.inner_text("body").lower()
+
+
+def test_search_works_from_a_file(tab, site):
+    page = tab((site / "loop.html").as_uri())
+    visible(page, "input[type=search], .smalldocs-search input").first.fill("padding")
+    page.locator(".search-result").first.wait_for(timeout=5000)
+
+
+def brightness(page):
+    "0 (black) … 255 (white), of the page's background."
+    return page.evaluate("""(() => { const c = getComputedStyle(document.body).backgroundColor
+        .match(/[\\d.]+/g).map(Number); return (c[0] + c[1] + c[2]) / 3 })()""")
+
+
+def test_the_dark_mode_can_be_chosen_and_stays(tab):
+    page = tab("loop", color_scheme="light")
+    assert brightness(page) > 200
+    visible(page, ".quarto-color-scheme-toggle").first.click()
+    page.wait_for_timeout(300)
+    assert brightness(page) < 80
+    page.reload()
+    page.wait_for_timeout(300)
+    assert brightness(page) < 80
+
+
+def test_the_reader_s_preference_for_dark_is_kept(tab):
+    assert brightness(tab("loop", color_scheme="dark")) < 80
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_token_shows_its_alternatives(tab, scheme):
+    page = tab("show", color_scheme=scheme)
+    token = page.locator(".db-t[tabindex='0']").first
+    popup = token.locator(".db-p")
+    assert not popup.is_visible()
+    token.focus()
+    assert popup.is_visible() and "%" in popup.inner_text()
+    page.evaluate("document.activeElement.blur()")
+    token.hover()
+    assert popup.is_visible()
+
+
+def test_a_token_shows_its_alternatives_by_touch(tab):
+    page = tab("show", viewport={"width": 375, "height": 750}, has_touch=True, is_mobile=True)
+    token = page.locator(".db-t[tabindex='0']").first
+    token.scroll_into_view_if_needed()
+    token.tap()
+    popup = token.locator(".db-p")
+    assert popup.is_visible()
+    box = popup.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 376
+
+
+def test_the_chapters_can_be_reached_on_a_phone(tab):
+    page = tab("loop", viewport={"width": 375, "height": 750})
+    visible(page, ".quarto-btn-toggle").first.click()
+    link = visible(page, "#quarto-sidebar a[href$='references.html']").first
+    link.click()
+    page.wait_for_url("**/references.html")
+
+
+def test_the_search_index_is_the_same_in_both_forms(site):
+    data = json.loads((site / "search.json").read_text(encoding="utf-8"))
+    script = (site / "search.json.js").read_text(encoding="utf-8")
+    assert json.loads(script.removeprefix("window.searchIndex = ").rstrip(";\n")) == data

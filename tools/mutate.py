@@ -1,0 +1,108 @@
+"""Break named lines of the package one at a time: each break must turn a test red.
+
+    python tools/mutate.py                all of them
+    python tools/mutate.py loop smollm    those of two modules
+    python tools/mutate.py --list         what there is
+
+The package is copied to build/mutate/ and broken there; the tests named in the row run against the copy. To add a
+mutation, add a row: the module, a piece of its text that occurs exactly once, what takes its place, the tests that
+should notice (pytest arguments), and why it matters.
+"""
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+COPY = ROOT / "build" / "mutate"
+
+# (module, old text, new text, tests, what is broken)
+MUTATIONS = [
+    ("loop", "return Draw(prediction.logits.argmax(-1))", "return Draw(prediction.logits.argmin(-1))",
+     "tests/test_loop.py", "greedy takes the worst token"),
+]
+
+
+def run(
+    *args,  # What comes after `python`
+):
+    "Run Python in the copy's folder, so that the copy is what it imports."
+    path = os.pathsep.join(filter(None, [str(COPY), os.environ.get("PYTHONPATH", "")]))
+    env = dict(os.environ, PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1")
+    return subprocess.run([sys.executable, *args], cwd=COPY, env=env, capture_output=True, text=True)
+
+
+def run_tests(
+    tests,  # Arguments for pytest, in one string; paths start with tests/
+):
+    "Whether the tests pass against the copy."
+    args = [str(ROOT / a) if a.startswith("tests/") else a for a in shlex.split(tests)]
+    done = run("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *args)
+    if done.returncode not in (0, 1):
+        sys.exit(f"pytest could not run {tests}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.returncode == 0
+
+
+def fresh_copy():
+    "The package as it is, in build/mutate/."
+    shutil.rmtree(COPY, ignore_errors=True)
+    shutil.copytree(ROOT / "decoding_book", COPY / "decoding_book",
+                    ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def check_origin():
+    "The tests must import the copy, or every mutation would survive for the wrong reason."
+    origin = run("-c", "import decoding_book; print(decoding_book.__file__)").stdout.strip()
+    if not origin.startswith(str(COPY)):
+        sys.exit(f"the tests would import {origin}, not the copy in {COPY}")
+
+
+def broken(
+    module,  # Name of a module of the package
+    old,     # Text that occurs exactly once in it
+    new,     # What takes its place
+):
+    "Write the broken module into the copy."
+    path = COPY / "decoding_book" / f"{module}.py"
+    text = path.read_text(encoding="utf-8")
+    if text.count(old) != 1:
+        sys.exit(f"{module}.py holds {text.count(old)} times, not once: {old!r}")
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def main():
+    "Run the rows that were asked for, and name the survivors."
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("modules", nargs="*", help="modules whose rows to run (default: all)")
+    parser.add_argument("--list", action="store_true", help="list the rows and stop")
+    args = parser.parse_args()
+    rows = [r for r in MUTATIONS if not args.modules or r[0] in args.modules]
+    if args.list:
+        for module, _, _, tests, why in rows:
+            print(f"{module:12} {why:50} {tests}")
+        return
+    fresh_copy()
+    check_origin()
+    for tests in sorted({r[3] for r in rows}):
+        if not run_tests(tests):
+            sys.exit(f"{tests} fails before anything is broken")
+    survivors = []
+    for module, old, new, tests, why in rows:
+        start = time.perf_counter()
+        fresh_copy()
+        broken(module, old, new)
+        survived = run_tests(tests)
+        survivors += [f"{module}: {why} ({tests})"] * survived
+        print(f"  {'SURVIVED' if survived else 'noticed ':8} {module:12} {why}"
+              f" ({time.perf_counter() - start:.0f} s)", flush=True)
+    print(f"{len(rows) - len(survivors)} of {len(rows)} breaks were noticed")
+    if survivors:
+        sys.exit("no test noticed:\n  " + "\n  ".join(survivors))
+
+
+if __name__ == "__main__":
+    main()

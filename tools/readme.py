@@ -1,0 +1,39 @@
+"""Write README.md from nbs/index.ipynb: its prose, its code, and the text form of its outputs.
+
+    python tools/readme.py            write README.md
+    python tools/readme.py --check    only say whether it is up to date
+"""
+import re
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+import nbformat
+from nbconvert import MarkdownExporter
+from traitlets.config import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def readme():
+    "The text of README.md."
+    settings = ConfigParser(delimiters=["="])
+    settings.read(ROOT / "settings.ini", encoding="utf-8")
+    source = f"{settings['DEFAULT']['git_url']}/blob/{settings['DEFAULT']['branch']}/nbs"
+    notebook = nbformat.read(ROOT / "nbs/index.ipynb", as_version=4)
+    notebook.cells = [c for c in notebook.cells if c.cell_type != "raw" and "#| hide" not in c.source]
+    text_only = Config(NbConvertBase={"display_data_priority": ["text/plain", "text/markdown"]})
+    text, _ = MarkdownExporter(config=text_only).from_notebook_node(notebook)
+    # a page of the site is a notebook in the repository: loop.html is nbs/01_loop.ipynb
+    names = {re.sub(r"^\w\w?_", "", p.stem): p.name for p in (ROOT / "nbs").glob("*.ipynb")}
+    text = re.sub(r"\]\((\w+)\.html\)", lambda m: f"]({source}/{names[m[1]]})", text)
+    note = "<!-- Written from nbs/index.ipynb by tools/readme.py: edit there. -->\n\n"
+    return note + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+if __name__ == "__main__":
+    path = ROOT / "README.md"
+    if "--check" in sys.argv:
+        sys.exit(0 if path.is_file() and path.read_text(encoding="utf-8") == readme()
+                 else "README.md is not what nbs/index.ipynb says: run `make outputs`")
+    path.write_text(readme(), encoding="utf-8")
