@@ -39,13 +39,15 @@ verify: $(READY) notebooks ## the full counts, recorded in benchmarks/verify.jso
 	@$(BIN)/python -m pytest -q --full --record benchmarks/verify.json tests $(ARGS)
 	@$(BIN)/python tools/mutate.py
 
-export: $(READY) ## write decoding_book/ from the notebooks
+export: $(READY) ## write decoding_book/ and README.md from the notebooks
 	@$(BIN)/nbdev_export
+	@$(BIN)/python tools/readme.py
 
 outputs: $(READY) ## refresh the outputs that are committed in nbs/
 	@$(BIN)/nbdev_export
 	@$(BIN)/python tools/execute.py --jobs $(JOBS)
 	@$(BIN)/nbdev_clean
+	@$(BIN)/python tools/readme.py
 
 lab: $(READY) ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab nbs

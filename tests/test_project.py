@@ -63,6 +63,12 @@ def test_the_export_is_up_to_date(project):
     assert not different + errors, "run `make export`"
 
 
+def test_the_readme_is_made_from_the_index():
+    done = subprocess.run([sys.executable, ROOT / "tools/readme.py", "--check"],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_notebooks_are_clean(project):
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
     subprocess.run([BIN / "nbdev_clean"], cwd=project, env=env, check=True)

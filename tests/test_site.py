@@ -12,7 +12,7 @@ from nbfilter import page_names
 ROOT = Path(__file__).resolve().parent.parent
 LOADS = {("script", "src"), ("img", "src"), ("link", "href"), ("source", "src"), ("iframe", "src"),
          ("video", "src"), ("audio", "src"), ("image", "href"), ("object", "data")}
-CSS_URL = re.compile(r"url\(\s*['\"]?([^'\")]+)|@import\s+['\"]([^'\"]+)")
+CSS_URL = re.compile(r"url\(\s*['\"]?([^'\")]+)|@import\s*['\"]([^'\"]+)")
 
 
 class Links(HTMLParser):

@@ -21,7 +21,7 @@ from nbfilter import Page, page_names  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 KATEX = re.compile(r"https://cdn\.jsdelivr\.net/npm/katex@[^/\"']+/dist/?")
-REMOTE_IMPORT = re.compile(r"@import\s+url\(['\"]?https?:[^)]*\);?|@import\s+['\"]https?:[^'\"]*['\"];?")
+REMOTE_IMPORT = re.compile(r"@import\s*(?:url\(['\"]?https?:[^)]*\)|(['\"])https?:.*?\1)[^;]*;")
 # Pages opened as files may not fetch: then the search index comes from a script.
 SEARCH = """<script>
 if (location.protocol === "file:") {
@@ -43,15 +43,26 @@ def flat_paths(
     value,  # Any part of the configuration
     pages,  # Notebook name -> page name
 ):
-    "The configuration with `nbs/01_loop.ipynb` changed to `loop.ipynb` everywhere."
+    "The configuration with `nbs/01_loop.ipynb` changed to `loop.ipynb`, and left out where it is missing."
     if isinstance(value, dict):
         return {k: flat_paths(v, pages) for k, v in value.items()}
     if isinstance(value, list):
-        return [flat_paths(v, pages) for v in value]
+        kept = [flat_paths(v, pages) for v in value]
+        return [v for v in kept if v is not None and v != {} and not empty_section(v)]
     if isinstance(value, str) and value.startswith("nbs/"):
         name = value.removeprefix("nbs/")
+        if name.endswith(".ipynb") and "*" not in name and name not in pages:
+            print(f"_quarto.yml names {value}, which does not exist", file=sys.stderr)
+            return None
         return f"{pages[name]}.ipynb" if name in pages else name
     return value
+
+
+def empty_section(
+    value,  # An entry of the navigation
+):
+    "Whether it is a section without pages."
+    return isinstance(value, dict) and "section" in value and not value.get("contents")
 
 
 def stage(
@@ -119,7 +130,7 @@ def build(
     work = Path(work or project.parent / f"{project.name}-site").resolve()
     quarto = shutil.which("quarto")
     stage(project, work, bool(quarto))
-    command = ([quarto, "render", str(work), "--no-clean"] if quarto else
+    command = ([quarto, "render", str(work)] if quarto else
                [sys.executable, "-m", "smalldocs.cli", "render", "--quiet", str(work)])
     env = dict(os.environ, QUARTO_PYTHON=sys.executable)
     done = subprocess.run(command, env=env, text=True, capture_output=True)
