@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_history', 'token_counts', 'repetition_penalty', 'frequency_penalty', 'presence_penalty', 'no_repeat_ngram',
-           'bias_vector', 'logit_bias', 'min_length']
+           'bias_vector', 'logit_bias', 'end_ids', 'min_length']
 
 # %% ../nbs/12_penalties.ipynb #c28d91d7
 from numbers import Integral, Real
@@ -168,6 +168,19 @@ def logit_bias(
     return _some_left("logit_bias", bias, new.where(~ban, -torch.inf))
 
 # %% ../nbs/12_penalties.ipynb #64604ca7
+def end_ids(
+    eos,     # an id, or a list of them
+    V=None,  # size of the vocabulary, if it is known
+):           # list of int
+    "The ids that end a text, checked."
+    ids = list(eos) if isinstance(eos, (list, tuple)) else [eos]
+    for id in ids:
+        if isinstance(id, bool) or not isinstance(id, Integral): raise TypeError(f"eos: {id!r} is not an id")
+        if id < 0 or V is not None and id >= V:
+            raise ValueError(f"eos: {id} is outside the vocabulary 0..{'' if V is None else V - 1}")
+    return list(map(int, ids))
+
+# %% ../nbs/12_penalties.ipynb #8db84cea
 def min_length(
     logits,     # (..., V)
     generated,  # new tokens so far: a number, or (...), one a row
@@ -178,6 +191,6 @@ def min_length(
     z = check_logits(logits)
     generated = per_row("generated", generated, z, low=0, integer=True)
     least = per_row("least (min_new_tokens)", least, z, low=0, integer=True, off=0)
-    ends = check_history(eos if isinstance(eos, (list, tuple)) else [eos], z[(0,) * (z.ndim - 1)])[0]
+    ends = torch.tensor(end_ids(eos, z.shape[-1]), device=z.device)
     early = torch.zeros_like(z, dtype=torch.bool).index_fill(-1, ends, True) & (generated < least)
     return _some_left("least (min_new_tokens)", least, z.where(~early, -torch.inf))

@@ -16,8 +16,8 @@ import torch
 
 from .loop import Draw
 from .noise import Key, gumbel_max, uniform_bits
-from .penalties import (bias_vector, check_history, frequency_penalty, logit_bias, min_length,
-                                     no_repeat_ngram, presence_penalty, repetition_penalty)
+from .penalties import (bias_vector, check_history, end_ids, frequency_penalty, logit_bias,
+                                     min_length, no_repeat_ngram, presence_penalty, repetition_penalty)
 from .temperature import check_logits, per_row, temperature
 from .topk import top_k
 from .topp import min_p, top_p
@@ -202,6 +202,7 @@ def _check_sampler(params):
     if params.logit_bias is not None: bias_vector(params.logit_bias)
     if not _is_off(params, "min_new_tokens") and params.eos is None:
         raise ValueError(f"eos: min_new_tokens={params.min_new_tokens} needs to know the end mark, got None")
+    if params.eos is not None: end_ids(params.eos)
     uniform_bits(Key(params.seed, params.rows), 1)                    # refuses what is no key
     order = tuple(params.order) if isinstance(params.order, (list, tuple)) else ()
     if sorted(map(str, order)) != sorted(ORDER):

@@ -33,7 +33,8 @@ def top_p_mask(
     boundary="include",  # what happens at the crossing, see `ranked_prefix`
 ):                       # (..., V) bool, True = kept
     "The shortest prefix whose mass is at least `p`: descending probability, equals by lower id."
-    q = check_logits(probabilities)              # floats, one token at least, no NaN
+    try: q = check_logits(probabilities)         # floats, one token at least, no NaN
+    except (TypeError, ValueError) as e: raise type(e)(str(e).replace("logits", "probabilities")) from None
     p = per_row("p (top_p)", p, q, low=0, high=1, open_low=True)
     total = q.double().sum(-1)
     bad = ~((total - 1).abs() < 1e-2) | (q < 0).any(-1)

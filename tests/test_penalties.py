@@ -1,0 +1,173 @@
+"""Penalties: the CTRL rule, counts, n-grams, bias and minimum length, each against a plain loop and transformers."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from decoding_book.penalties import (bias_vector, frequency_penalty, logit_bias, min_length, no_repeat_ngram,
+                                     presence_penalty, repetition_penalty, token_counts)
+
+INF = float("inf")
+
+
+def history(rng, B, V, N):
+    "Random logits (B, V), ids (B, N) that repeat themselves, and a left-padding mask."
+    logits = torch.tensor(rng.normal(size=(B, V)))
+    ids = torch.tensor(rng.integers(0, V, (B, N)))
+    real = torch.tensor(rng.integers(0, N + 1, B))
+    return logits, ids, torch.arange(N) >= N - real[:, None]
+
+
+@pytest.mark.parametrize("dtype,atol", [(torch.float64, 1e-9), (torch.float32, 2e-5)])
+def test_oracle(dtype, atol):
+    d = np.load(Path(__file__).parent / "oracle/open.npz", allow_pickle=False)
+    for z, seen, theta, out in zip(d["rep_logits"], d["rep_seen"], d["rep_theta"], d["rep_out"]):
+        mine = repetition_penalty(torch.tensor(z).to(dtype), seen.nonzero()[0], float(theta))
+        np.testing.assert_allclose(mine, out, atol=atol, rtol=0)
+    seen = [row.nonzero()[0] for row in d["rep_seen"]]         # all rows at once, padded and masked
+    N = max(map(len, seen))
+    ids = torch.tensor([[0] * (N - len(s)) + s.tolist() for s in seen])
+    mask = torch.tensor([[False] * (N - len(s)) + [True] * len(s) for s in seen])
+    mine = repetition_penalty(torch.tensor(d["rep_logits"]).to(dtype), ids, torch.tensor(d["rep_theta"]), mask)
+    np.testing.assert_allclose(mine, d["rep_out"], atol=atol, rtol=0)
+
+
+def test_against_plain_loops():
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        B, V, N = rng.integers(1, 5), rng.integers(2, 9), rng.integers(0, 12)
+        z, ids, mask = history(rng, B, V, N)
+        theta, alpha, beta = (torch.tensor(rng.uniform(low, 2, B)) for low in (.5, -2, -2))
+        rep, freq = repetition_penalty(z, ids, theta, mask), frequency_penalty(z, ids, alpha, mask)
+        pres, counts = presence_penalty(z, ids, beta, mask), token_counts(ids, z, mask)
+        for b in range(B):
+            said = ids[b][mask[b]].tolist()
+            for v in range(V):
+                x, n = z[b, v].item(), said.count(v)
+                assert counts[b, v] == n
+                t = theta[b].item() if n else 1
+                assert rep[b, v].item() == pytest.approx(x / t if x > 0 else x * t, abs=1e-12)
+                assert freq[b, v].item() == pytest.approx(x - alpha[b].item() * n, abs=1e-12)
+                assert pres[b, v].item() == pytest.approx(x - beta[b].item() * (n > 0), abs=1e-12)
+
+
+def banned_by_hand(said, n, V):
+    "Tokens v for which the last n-1 words and v occur in the text."
+    grams = {tuple(said[i:i + n]) for i in range(len(said) - n + 1)}
+    return {v for v in range(V) if len(said) >= n - 1 and tuple(said[len(said) - n + 1:]) + (v,) in grams}
+
+
+def test_ngrams_against_a_plain_loop():
+    rng, refused = np.random.default_rng(1), 0
+    for _ in range(300):
+        B, V, N = rng.integers(1, 5), rng.integers(2, 4), rng.integers(0, 14)
+        z, ids, mask = history(rng, B, V, N)
+        n = rng.integers(0, 5, B)
+        sets = [banned_by_hand(ids[b][mask[b]].tolist(), n[b], V) if n[b] else set() for b in range(B)]
+        if any(len(s) == V for s in sets):
+            row = next(b for b, s in enumerate(sets) if len(s) == V)
+            with pytest.raises(ValueError, match=rf"n \(no_repeat_ngram\), row {row}: {n[row]} leaves no token"):
+                no_repeat_ngram(z, ids, n, mask)
+            refused += 1
+            continue
+        out = no_repeat_ngram(z, ids, n, mask)
+        for b in range(B):
+            assert {v for v in range(V) if out[b, v] == -INF} == sets[b]
+            assert out[b][out[b].isfinite()].equal(z[b][out[b].isfinite()])
+    assert 5 < refused < 200
+
+
+def test_against_transformers():
+    from transformers.generation import logits_process as hf
+    rng = np.random.default_rng(2)
+    for _ in range(200):
+        V, N = int(rng.integers(3, 30)), int(rng.integers(2, 20))
+        z, ids, _ = history(rng, 3, V, N)
+        theta, n = float(rng.uniform(.5, 2)), int(rng.integers(1, 4))
+        bias = {int(i): float(rng.normal()) for i in rng.choice(V, 2, replace=False)}
+        assert repetition_penalty(z, ids, theta).equal(hf.RepetitionPenaltyLogitsProcessor(theta)(ids, z))
+        theirs = hf.NoRepeatNGramLogitsProcessor(n)(ids, z)
+        if theirs.isfinite().any(-1).all(): assert no_repeat_ngram(z, ids, n).equal(theirs)
+        theirs = hf.SequenceBiasLogitsProcessor([[[i], v] for i, v in bias.items()])(ids, z)
+        torch.testing.assert_close(logit_bias(z, bias), theirs, atol=1e-6, rtol=0)
+        given, least, eos = int(rng.integers(0, N + 1)), int(rng.integers(0, 9)), int(rng.integers(V))
+        theirs = hf.MinNewTokensLengthLogitsProcessor(given, least, eos)(ids, z)
+        assert min_length(z, N - given, least, eos).equal(theirs)
+
+
+def test_minus_infinity_stays():
+    z = torch.tensor([1., -INF, -2., 0.])
+    for out in (repetition_penalty(z, [1, 0], .5), frequency_penalty(z, [1, 1], -9.), presence_penalty(z, [1], -9.),
+                no_repeat_ngram(z, [2], 1), logit_bias(z, {1: 5.}), min_length(z, 0, 1, 2)):
+        assert out[1] == -INF and not out.isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("lead", [(), (4,), (2, 3)])
+def test_shapes_dtypes_and_input_left_alone(dtype, lead):
+    rng = torch.Generator().manual_seed(0)
+    z = torch.randn(*lead, 7, generator=rng).to(dtype)
+    ids = torch.randint(0, 7, (*lead, 5), generator=rng)
+    before = z.clone(), ids.clone()
+    for f in (lambda z, i: repetition_penalty(z, i, 1.3), lambda z, i: frequency_penalty(z, i, .5),
+              lambda z, i: presence_penalty(z, i, .5), lambda z, i: no_repeat_ngram(z, i, 2),
+              lambda z, i: logit_bias(z, {2: 1.}), lambda z, i: min_length(z, 1, 3, [0, 6])):
+        out = f(z, ids)
+        assert out.shape == z.shape and out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        for o, a, b in zip(out.reshape(-1, 7), z.reshape(-1, 7), ids.reshape(-1, 5)): assert f(a, b).equal(o)
+    assert z.equal(before[0]) and ids.equal(before[1])
+
+
+def test_off_changes_nothing():
+    z, ids = torch.randn(3, 5, generator=torch.Generator().manual_seed(1)), torch.tensor([[1, 2], [0, 0], [4, 1]])
+    for out in (repetition_penalty(z, ids, 1), frequency_penalty(z, ids, 0), presence_penalty(z, ids, 0),
+                no_repeat_ngram(z, ids, 0), logit_bias(z, {}), min_length(z, 0, 0, 1),
+                repetition_penalty(z, ids[:, :0], 2.), frequency_penalty(z, ids, 3., ids < 0)):
+        assert out.equal(z)
+
+
+def test_bias_forms_agree():
+    z = torch.zeros(2, 4)
+    assert logit_bias(z, {1: 2, 3: -INF}).equal(logit_bias(z, [0., 2., 0., -INF]))
+    assert logit_bias(z, torch.tensor([[0., 2., 0., -INF]] * 2)).tolist() == [[0, 2, 0, -INF]] * 2
+    assert bias_vector({2: 1.5}).tolist() == [0, 0, 1.5]
+
+
+Z, IDS = torch.zeros(2, 4), torch.tensor([[0, 1], [2, 3]])
+
+
+@pytest.mark.parametrize("call,error,text", [
+    (lambda: repetition_penalty(Z, IDS, 0), ValueError, r"theta \(repetition_penalty\): 0 is outside \(0, inf\)"),
+    (lambda: repetition_penalty(Z, IDS, [1., -1.]), ValueError, r"theta \(repetition_penalty\), row 1: -1.0"),
+    (lambda: repetition_penalty(Z, [[0, 1], [2, 4]], 1.), ValueError, r"ids: row 1: 4 is outside the vocabulary 0..3"),
+    (lambda: repetition_penalty(Z, [[0, 1], [-1, 0]], 1.), ValueError, r"ids: row 1: -1 is outside"),
+    (lambda: repetition_penalty(Z, [0, 1], 1.), ValueError, r"ids: shape \(2,\), expected \(2, 'N'\)"),
+    (lambda: repetition_penalty(Z, [[0], [1, 2]], 1.), TypeError, "ids: "),
+    (lambda: repetition_penalty(Z, [[.5], [1.]], 1.), TypeError, "ids: torch.float32"),
+    (lambda: repetition_penalty(Z, IDS, 1., [[1, 0], [0, 1]]), TypeError, "mask: torch.int64"),
+    (lambda: repetition_penalty(Z, IDS, 1., torch.ones(2, 3, dtype=torch.bool)), ValueError, r"mask: shape \(2, 3\)"),
+    (lambda: repetition_penalty(Z + 3e38, IDS, .5), ValueError, r"theta \(repetition_penalty\), row 0: 0.5 takes"),
+    (lambda: repetition_penalty(Z + 1, IDS, 1e-60), ValueError, r"theta \(repetition_penalty\), row 0: 1e-60 takes"),
+    (lambda: frequency_penalty(Z, IDS, float("nan")), ValueError, r"alpha \(frequency_penalty\): nan"),
+    (lambda: frequency_penalty(Z, IDS, [0., 1e300]), ValueError, r"alpha \(frequency_penalty\), row 1: 1e\+300 takes"),
+    (lambda: presence_penalty(Z, IDS, INF), ValueError, r"beta \(presence_penalty\): inf"),
+    (lambda: presence_penalty(Z, IDS, "1"), TypeError, r"beta \(presence_penalty\): '1'"),
+    (lambda: no_repeat_ngram(Z, IDS, 1.5), ValueError, r"n \(no_repeat_ngram\): 1.5 is not an integer"),
+    (lambda: no_repeat_ngram(Z, IDS, -1), ValueError, r"n \(no_repeat_ngram\): -1 is outside"),
+    (lambda: logit_bias(Z, {4: 1.}), ValueError, r"logit_bias: id 4 is outside the vocabulary 0..3"),
+    (lambda: logit_bias(Z, {-1: 1.}), ValueError, "logit_bias: id -1"),
+    (lambda: logit_bias(Z, {"a": 1.}), TypeError, "logit_bias: 'a' is not an id"),
+    (lambda: logit_bias(Z, {1: "x"}), TypeError, "logit_bias: id 1: 'x'"),
+    (lambda: logit_bias(Z, {1: INF}), ValueError, r"logit_bias: inf at \[1\]"),
+    (lambda: logit_bias(Z, {1: float("nan")}), ValueError, "logit_bias: nan"),
+    (lambda: logit_bias(Z, [1., 2.]), ValueError, r"logit_bias: shape \(2,\)"),
+    (lambda: logit_bias(Z, [-INF] * 4), ValueError, r"logit_bias, row 0: it leaves no token"),
+    (lambda: logit_bias(Z + 3e38, {1: 3e38}), ValueError, "logit_bias, row 0: it takes a logit out of the range"),
+    (lambda: min_length(Z, 0, 1, 4), ValueError, "eos: 4 is outside the vocabulary 0..3"),
+    (lambda: min_length(Z, 0, 1, [0, 1, 2, 3]), ValueError, r"least \(min_new_tokens\), row 0: 1 leaves no token"),
+    (lambda: min_length(Z, 0, -1, 1), ValueError, r"least \(min_new_tokens\): -1"),
+    (lambda: min_length(Z, 0, 1, None), TypeError, "eos: None"),
+])
+def test_refused(call, error, text):
+    with pytest.raises(error, match=text): call()

@@ -1,0 +1,218 @@
+"""Top-p and min-p: the oracle, exact boundaries, the smallest set, ties, precision, and what is refused."""
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from decoding_book.topp import min_p, ranked_prefix, top_p, top_p_mask
+
+INF = float("inf")
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    from pathlib import Path
+    return np.load(Path(__file__).parent / "oracle/open.npz", allow_pickle=False)
+
+
+def cases(oracle, dtype):
+    "Each filt case: its number, kind, logits over T, and its entries of the oracle by name."
+    for i, V in enumerate(oracle["filt_V"]):
+        z = torch.tensor(oracle["filt_logits"][i, :V]).to(dtype) / oracle["filt_T"][i]
+        yield i, oracle["filt_kind"][i], z, lambda name: oracle[f"filt_{name}"][i][:V]
+
+
+@pytest.mark.parametrize("name,filter,parameter", [("topp", top_p, "filt_top_p"), ("minp", min_p, "filt_min_p")])
+@pytest.mark.parametrize("dtype,atol", [(torch.float64, 1e-9), (torch.float32, 2e-5)])
+def test_oracle(oracle, name, filter, parameter, dtype, atol):
+    n = 0
+    for i, kind, z, entry in cases(oracle, dtype):
+        out = filter(z, float(oracle[parameter][i]))
+        assert out.dtype == dtype
+        np.testing.assert_allclose(out.softmax(-1), entry(f"p_{name}"), atol=atol, rtol=0, err_msg=f"case {i}")
+        if dtype == torch.float64 or kind != 5:
+            assert out.isfinite().tolist() == entry(f"keep_{name}").tolist(), i
+        n += 1
+    assert n == 70
+
+
+def test_oracle_mask_of_probabilities(oracle):
+    for i, kind, z, entry in cases(oracle, torch.float64):
+        if kind in (5,): continue                    # ranks by logits, and equal zeros hide them
+        assert top_p_mask(z.softmax(-1), float(oracle["filt_top_p"][i])).tolist() == entry("keep_topp").tolist(), i
+
+
+def test_exact_boundaries(oracle):
+    for q, V, p, keep in zip(*(oracle[f"exact_{n}"] for n in ("probs", "V", "p", "keep"))):
+        for dtype in (torch.float64, torch.float32, torch.float16):
+            assert top_p_mask(torch.tensor(q[:V]).to(dtype), float(p)).tolist() == keep[:V].tolist()
+
+
+# ---------------------------------------------------------------- the definition, by other means
+
+weights = st.lists(st.integers(1, 40), min_size=1, max_size=7)
+
+
+@settings(max_examples=150, deadline=None)
+@given(weights, st.integers(1, 64))
+def test_no_smaller_set_reaches_p(parts, share):
+    "Dyadic probabilities and p, so that equality happens and sums are exact."
+    total = 1 << (sum(parts) - 1).bit_length()
+    parts = parts + [total - sum(parts)] * (total > sum(parts))
+    q, p = torch.tensor(parts, dtype=torch.float64) / total, share / 64
+    mask = top_p_mask(q, p)
+    fewest = next(n for n in range(1, len(q) + 1) if any(sum(c) >= p for c in combinations(q.tolist(), n)))
+    if p < 1: assert mask.sum() == fewest
+    assert q[mask].sum() >= p and q[mask].min() >= (q[~mask].max() if (~mask).any() else 0)
+
+
+def test_equal_logits_by_lower_id():
+    z = torch.tensor([0., 1., 1., 1., 0.])
+    q1 = z.softmax(-1)[1].item()
+    assert top_p(z, q1 * 1.5).isfinite().tolist() == [False, True, True, False, False]
+    assert top_p(z, q1 * 1.5, ties="high").isfinite().tolist() == [False, False, True, True, False]
+    assert top_p_mask(torch.full((8,), .125), .5).tolist() == [True] * 4 + [False] * 4
+
+
+def test_ranks_by_logits_where_probabilities_are_equal():
+    z = torch.tensor([0., -800., -799., 0.])                # both underflow to probability 0
+    assert top_p(z, 1).tolist() == z.tolist()
+    order = z.argsort(descending=True, stable=True)
+    assert ranked_prefix(order, z.softmax(-1), torch.tensor([.75])).tolist() == [True, False, False, True]
+    z = torch.tensor([1., 1. + 2e-7, 1.], dtype=torch.float32)   # softmax rounds the difference away
+    assert top_p(z, .2).isfinite().tolist() == [False, True, False]
+
+
+def test_boundaries():
+    q = torch.tensor([.5, .25, .125, .125])
+    expected = {"include": {.5: 1, .75: 2, .8: 3, 1: 4}, "exceed": {.5: 2, .75: 3, .8: 3, 1: 4},
+                "exclude": {.5: 1, .75: 2, .8: 2, .3: 1, 1: 4}}
+    for boundary, sizes in expected.items():
+        for p, n in sizes.items(): assert top_p_mask(q, p, boundary).sum() == n, (boundary, p)
+
+
+def test_minus_infinity_is_never_kept():
+    z = torch.tensor([[0., -INF, 1., -INF], [-INF, -INF, -INF, 2.]])
+    for out in (top_p(z, .999), top_p(z, 1), min_p(z, 0), min_p(z, .001), top_p(z, 1, ties="high")):
+        assert out.isfinite().tolist() == z.isfinite().tolist()
+    assert top_p_mask(z.softmax(-1), 1).tolist() == z.isfinite().tolist()
+
+
+def test_limits():
+    z = torch.randn(50, 300, generator=torch.Generator().manual_seed(1))
+    for p in (1e-300, 1e-30, 1e-9):
+        assert top_p(z, p).isfinite().sum(-1).eq(1).all() and top_p(z, p).argmax(-1).equal(z.argmax(-1))
+    assert top_p(z, 1).equal(z) and min_p(z, 0).equal(z) and top_p(z, 1, boundary="exclude").equal(z)
+    assert min_p(z, 1).isfinite().sum(-1).eq(1).all()
+    assert min_p(torch.tensor([3., 1., 3.]), 1).isfinite().tolist() == [True, False, True]
+
+
+def test_min_p_is_exact_at_one():
+    z = torch.tensor([0., -2e-8, -1e-7])                     # exp rounds all three to 1 in float32
+    assert min_p(z, 1).isfinite().tolist() == [True, False, False]
+
+
+def test_p_of_one_keeps_every_token_of_large_float32_rows():
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        z = 3 * torch.randn(10, 32_000, generator=rng)
+        assert top_p(z, 1).equal(z) and top_p_mask(z.softmax(-1), 1).all()
+
+
+def test_sums_have_more_digits_than_their_terms():
+    "On flat rows the size is known: ceil(p V). Float32 sums miss it by many."
+    for V in (100_000, 150_000, 250_007):
+        for p in (.3, .7, .95):
+            kept = top_p(torch.zeros(V), p).isfinite().sum().item()
+            assert abs(kept - np.ceil(p * V)) <= 1, (V, p, kept)
+
+
+# ---------------------------------------------------------------- properties
+
+@pytest.fixture(params=[(top_p, .8), (min_p, .2)], ids=["top_p", "min_p"])
+def filter(request):
+    f, value = request.param
+    return lambda z: f(z, value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(9,), (4, 9), (2, 3, 9)])
+def test_shapes_dtypes_and_input_left_alone(filter, dtype, shape):
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+    before = z.clone()
+    out = filter(z)
+    assert z.equal(before) and out.shape == z.shape
+    assert out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert out[out.isfinite()].equal(z.to(out.dtype)[out.isfinite()])      # it only removes
+    flat = out.reshape(-1, 9)
+    for i, row in enumerate(z.reshape(-1, 9)): assert filter(row).equal(flat[i])
+
+
+def test_non_contiguous_and_permuted(filter):
+    z = torch.randn(30, 12, generator=torch.Generator().manual_seed(3))
+    assert filter(z.T.contiguous().T).equal(filter(z))
+    assert filter(torch.stack([z, -z], -1)[..., 0]).equal(filter(z))
+    perm = torch.randperm(12, generator=torch.Generator().manual_seed(4))
+    assert filter(z[:, perm]).equal(filter(z)[:, perm])
+    assert filter(z + 5).isfinite().equal(filter(z).isfinite())
+
+
+def test_parameters_one_a_row():
+    z = torch.randn(2, 3, 20, generator=torch.Generator().manual_seed(5))
+    values = torch.tensor([[.1, .5, .9], [1., .01, .7]])
+    for f in (top_p, min_p):
+        for kind in (values, values.numpy(), values.tolist()):
+            out = f(z, kind)
+            for i in range(2):
+                for j in range(3): assert out[i, j].equal(f(z[i, j], values[i, j].item()))
+
+
+def test_min_p_is_idempotent_and_top_p_only_shrinks():
+    z = torch.randn(200, 40, generator=torch.Generator().manual_seed(6))
+    assert min_p(min_p(z, .1), .1).equal(min_p(z, .1))
+    once, twice = top_p(z, .8).isfinite(), top_p(top_p(z, .8), .8).isfinite()
+    assert (twice <= once).all() and (twice != once).any()
+
+
+def test_larger_p_and_smaller_m_keep_more():
+    z = torch.randn(100, 30, generator=torch.Generator().manual_seed(7))
+    for a, b in ((.2, .5), (.5, .9), (.9, 1.)):
+        assert (top_p(z, a).isfinite() <= top_p(z, b).isfinite()).all()
+        assert (min_p(z, a).isfinite() >= min_p(z, b).isfinite()).all()
+
+
+# ---------------------------------------------------------------- refused
+
+@pytest.mark.parametrize("p", [0, -.1, 1.0001, float("nan"), INF, -INF])
+def test_top_p_refuses(p):
+    for call in (lambda: top_p(torch.zeros(3), p), lambda: top_p_mask(torch.full((4,), .25), p)):
+        with pytest.raises(ValueError, match=r"p \(top_p\).*is outside \(0, 1\]"): call()
+
+
+@pytest.mark.parametrize("m", [-1e-9, 1.0001, float("nan"), INF])
+def test_min_p_refuses(m):
+    with pytest.raises(ValueError, match=r"m \(min_p\).*is outside \[0, 1\]"): min_p(torch.zeros(3), m)
+
+
+def test_refusals_name_argument_row_and_value():
+    z = torch.zeros(3, 4)
+    with pytest.raises(ValueError, match=r"p \(top_p\), row 1: 2.0"): top_p(z, torch.tensor([.5, 2., .5]))
+    with pytest.raises(ValueError, match=r"p \(top_p\): shape \(2,\), expected \(\) or \(3,\)"): top_p(z, [.5, .5])
+    with pytest.raises(TypeError, match="p .top_p.: '.5'"): top_p(z, ".5")
+    with pytest.raises(TypeError, match="p .top_p.: None"): top_p(z, None)
+    with pytest.raises(TypeError, match="m .min_p.: True"): min_p(z, True)
+    with pytest.raises(TypeError, match="logits: torch.int64"): top_p(torch.zeros(3, dtype=torch.long), .5)
+    with pytest.raises(ValueError, match="boundary: 'above'"): top_p(z, .5, "above")
+    with pytest.raises(ValueError, match="ties: 'both'"): top_p(z, .5, ties="both")
+    bad = z.clone(); bad[2] = -INF
+    with pytest.raises(ValueError, match="logits: row 2 has no finite logit"): min_p(bad, .5)
+    bad[2, 1] = float("nan")
+    with pytest.raises(ValueError, match="logits: row 2 has NaN"): top_p(bad, .5)
+
+
+@pytest.mark.parametrize("q", [[.5, .6], [.5, .4], [1.5, -.5], [float("nan"), .5], [INF, 0.], [0., 0.]])
+def test_mask_refuses_what_is_no_distribution(q):
+    with pytest.raises(ValueError, match="probabilities: row 1"): top_p_mask(torch.tensor([[.5, .5], q]), .5)
