@@ -20,9 +20,9 @@ env: $(READY) ## make the environment in .venv (every command below does it when
 $(READY): settings.ini setup.py constraints.txt
 	@echo "Installing into $(VENV) (about a minute and a half the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install -q -c constraints.txt torch
-	@$(PIP) install -q -c constraints.txt -e '.[dev]'
-	@$(PIP) install -q --no-deps $(FILES)
+	@$(PIP) install -q --no-compile -c constraints.txt torch
+	@$(PIP) install -q --no-compile -c constraints.txt -e '.[dev]'
+	@$(PIP) install -q --no-compile --no-deps $(FILES)
 	@touch $(READY)
 
 book: $(READY) ## run every notebook from a clean kernel (in build/) and build the site in _site/
