@@ -114,7 +114,7 @@ class Page:
         self.blob = f"{self.cfg['git_url']}/blob/{self.cfg['branch']}"
         self.module = next((d["default_exp"] for d, _ in map(split_directives, self.code())
                             if "default_exp" in d), None)
-        headings = re.findall(r"^#+ +(.+?) *$", "\n".join(self.code("markdown")), re.M)
+        headings = re.findall(r"^##+ +(.+?) *$", "\n".join(self.code("markdown")), re.M)
         self.slugs = {SLUG.sub("", h).strip().lower().replace(" ", "-") for h in headings}
 
     def code(self, kind="code"):
