@@ -63,7 +63,7 @@ class Key:
     def words(self, rows=None, device="cpu"):
         "The key as five 32-bit words, each an int or int64 (B, 1), for a batch of `rows` if known."
         parts = [_part(n, getattr(self, n), 64 if n == "seed" else 32)
-                 for n in ("seed", "row", "position", "draw") if getattr(self, n) is not None]
+                 for n in ("seed", "row", "position", "draw") if n != "row" or self.row is not None]
         sizes = {len(p) for p in parts if torch.is_tensor(p)} | {1 if rows is None else rows}
         if len(sizes - {1}) > 1: raise ValueError(f"key: parts of {sorted(sizes)} rows do not fit together")
         if self.row is None:
