@@ -12,7 +12,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
-RESULTS = pytest.StashKey[dict]()
+
+
+class Recorder:
+    "Gathers what tests record, from every worker."
+    results = {}
+
+    def pytest_runtest_logreport(self, report):
+        self.results.update(v for k, v in report.user_properties if k == "record")
 
 
 def pytest_addoption(parser):
@@ -23,7 +30,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.stash[RESULTS] = {}
+    config.pluginmanager.register(Recorder())
     if os.environ.get("PYTEST_XDIST_WORKER"):  # several tests run at once: a thread for each
         os.environ["OMP_NUM_THREADS"] = "1"
         if "torch" in sys.modules:
@@ -40,7 +47,7 @@ def full(request):
 def record(request):
     "`record(name, value)` keeps a result for benchmarks/verify.json. Values are what JSON can hold."
     def keep(name, value):
-        request.config.stash[RESULTS][name] = value
+        request.node.user_properties.append(("record", (name, value)))
     return keep
 
 
@@ -60,7 +67,7 @@ def processor():
 
 def pytest_sessionfinish(session, exitstatus):
     "Write what was recorded, with the commit, the date and the machine."
-    path, results = session.config.getoption("--record"), session.config.stash[RESULTS]
+    path = session.config.getoption("--record")
     if not path or hasattr(session.config, "workerinput"):
         return
     import torch
@@ -70,7 +77,7 @@ def pytest_sessionfinish(session, exitstatus):
         "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()}",
         "python": platform.python_version(), "torch": torch.__version__,
         "full": session.config.getoption("--full"), "passed": exitstatus == 0,
-        "results": dict(sorted(results.items())),
+        "results": dict(sorted(Recorder.results.items())),
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
