@@ -9,6 +9,7 @@ __all__ = ['Prediction', 'LanguageModel', 'Context', 'Draw', 'greedy', 'as_promp
 # %% ../nbs/01_loop.ipynb #a8f88bf5
 from dataclasses import dataclass, field, replace
 from numbers import Integral
+from os import environ
 from time import monotonic
 from typing import Callable, Iterator, Protocol, runtime_checkable
 
@@ -341,6 +342,7 @@ class Generation:
 def _progress(steps, total):
     "`steps`, behind a tqdm bar (if tqdm is installed) once they have taken a second."
     start, bar = monotonic(), None
+    if environ.get("TQDM_DISABLE", "0") != "0": start = float("inf")   # tqdm's notebook bar ignores it
     try:
         for n, step in enumerate(steps, 1):
             if bar is not None: bar.update()
