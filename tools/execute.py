@@ -123,6 +123,8 @@ async def run_all(
 ):
     "Run the notebooks, `jobs` at a time; return those that failed."
     gate, width = asyncio.Semaphore(jobs), max(len(p.name) for p in paths)
+    loop = asyncio.get_running_loop()  # nbclient would stop one kernel at Ctrl-C: stop all instead
+    loop.add_signal_handler = loop.remove_signal_handler = lambda *args: None
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with tempfile.TemporaryDirectory() as scratch:
         env = kernel_environment(project, threads, scratch)
@@ -149,7 +151,11 @@ def main():
         sys.exit(f"no such notebook in {nbs}: {', '.join(missing) or '*.ipynb'}")
     print(f"Running {len(paths)} notebooks, {args.jobs} at a time", flush=True)
     start = time.perf_counter()
-    failed = asyncio.run(run_all(paths, project, max(1, args.jobs), args.timeout))
+    try:
+        failed = asyncio.run(run_all(paths, project, max(1, args.jobs), args.timeout))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(130)  # the kernels are gone: nbclient's own clean-up would only complain
     if failed:
         sys.exit(f"{len(failed)} of {len(paths)} failed: {', '.join(p.name for p in failed)}")
     print(f"  all {len(paths)} ran in {time.perf_counter() - start:.1f} s", flush=True)
