@@ -22,6 +22,7 @@ def readme():
     source = f"{settings['DEFAULT']['git_url']}/blob/{settings['DEFAULT']['branch']}/nbs"
     notebook = nbformat.read(ROOT / "nbs/index.ipynb", as_version=4)
     notebook.cells = [c for c in notebook.cells if c.cell_type != "raw" and "#| hide" not in c.source]
+    notebook.metadata["language_info"] = {"name": "python"}
     text_only = Config(NbConvertBase={"display_data_priority": ["text/plain", "text/markdown"]})
     text, _ = MarkdownExporter(config=text_only).from_notebook_node(notebook)
     # a page of the site is a notebook in the repository: loop.html is nbs/01_loop.ipynb
