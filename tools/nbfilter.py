@@ -175,7 +175,7 @@ class Page:
         "How to run this chapter, and where its source is."
         path, cfg = f"nbs/{self.name}", self.cfg
         source = f"[source]({self.blob}/{path})"
-        if self.module is None and not any(self.code()):
+        if self.name == "index.ipynb" or not any(self.code()):
             return markdown(f"::: {{.run-line}}\n{source}\n:::")
         colab = (f"https://colab.research.google.com/github/{cfg['user']}/{cfg['repo']}"
                  f"/blob/{cfg['branch']}/{path}")
