@@ -250,7 +250,7 @@ def test_constraints_pin_everything_exactly():
 def readme_commands():
     "The lines of the README's block for people without make."
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```(?:sh|bash|console)?\n(.*?)```", text, re.S)
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.S | re.M)
     return [b.strip().splitlines() for b in blocks if "-m venv" in b]
 
 
