@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Prediction', 'LanguageModel', 'Context', 'Draw', 'greedy', 'as_prompts', 'left_pad', 'as_stops', 'Step',
-           'log_normalizer', 'stream', 'Generation', 'generate', 'score']
+           'log_normalizer', 'stream', 'token_texts', 'Generation', 'generate', 'score']
 
 # %% ../nbs/01_loop.ipynb #a8f88bf5
 from dataclasses import dataclass, field, replace
@@ -272,7 +272,23 @@ def stream(
             raise ValueError(f"prompt, row {i}: {len(p)} tokens leave no room in a context of {limit}")
     return _stream(model, prompts, choose, int(max_new_tokens), *as_stops(model, stop, ignore_eos), alternatives)
 
-# %% ../nbs/01_loop.ipynb #aad22375
+# %% ../nbs/01_loop.ipynb #ce8de8f2
+def token_texts(
+    decode,      # list of ids -> str
+    prompt_ids,  # ids (T,)
+    ids,         # the new ids (n,)
+):               # the prompt's text, and n pieces
+    "The text that each new id adds to what stands before it."
+    so_far, pieces = [int(i) for i in prompt_ids], []
+    prompt = text = decode(so_far)
+    for id in map(int, ids):
+        so_far.append(id)
+        longer = decode(so_far)      # half a character turns into a whole one: then no prefix
+        pieces.append(longer[len(text):] if longer.startswith(text) else decode([id]))
+        text = longer
+    return prompt, pieces
+
+# %% ../nbs/01_loop.ipynb #d8f1f3b5
 @dataclass(repr=False)
 class Generation:
     "What a decode produced: a value for a single prompt, a list of values for several."
@@ -323,22 +339,17 @@ class Generation:
     def _view(self):
         "One row as the plain data that `show.tokens_html` draws."
         decode = getattr(self.model, "decode", lambda ids: " ".join(map(str, ids)))
-        ids, tokens = self.prompts[0].tolist(), []
-        prompt = text = decode(ids)
-        for id in self.ids.tolist():
-            ids.append(id)
-            longer = decode(ids)      # a token may join the one before it, so look at what it adds
-            tokens.append(longer[len(text):] if longer.startswith(text) else decode([id]))
-            text = longer
+        prompt, tokens = token_texts(decode, self.prompts[0], self.ids)
         tops = [zip(s.top_ids[0].tolist(), s.top_logprobs[0].tolist()) for s in self.steps]
         return dict(prompt=prompt, tokens=tokens, logprobs=self.logprobs.tolist(),
                     alternatives=[[(decode([i]), p) for i, p in top] for top in tops])
 
     def _repr_html_(self):
         from decoding_book.show import rows_html, tokens_html
-        return rows_html([tokens_html(**self[i]._view()) for i in range(len(self))])
+        rows = [tokens_html(**self[i]._view()) for i in range(len(self))]
+        return rows[0] if self.single else rows_html(rows)
 
-# %% ../nbs/01_loop.ipynb #ce8de8f2
+# %% ../nbs/01_loop.ipynb #23da4cb0
 def _progress(steps, total):
     "`steps`, behind a tqdm bar (if tqdm is installed) once they have taken a second."
     start, bar = monotonic(), None
@@ -354,7 +365,7 @@ def _progress(steps, total):
     finally:
         if bar is not None: bar.close()
 
-# %% ../nbs/01_loop.ipynb #2a5ca7ed
+# %% ../nbs/01_loop.ipynb #d9999dc2
 def generate(
     model,               # a `LanguageModel`
     prompt,              # a str, ids (T,) or (B, T), or a list of either, of unequal lengths
@@ -376,7 +387,7 @@ def generate(
         raise
     return result
 
-# %% ../nbs/01_loop.ipynb #35580bdb
+# %% ../nbs/01_loop.ipynb #2229e183
 def score(
     model,          # a `LanguageModel`
     text_or_ids,    # a str, ids (T,) or (B, T), or a list of either, of unequal lengths
