@@ -29,7 +29,8 @@ def check_logits(
 # %% ../nbs/09_temperature.ipynb #3f1e7d52
 def _number(where, v, low, high, open_low, integer):
     "One value of a parameter, checked, as a plain number."
-    if isinstance(v, (bool, np.bool_)) or not isinstance(v, Real):
+    if isinstance(v, np.generic): v = v.item()
+    if isinstance(v, bool) or not isinstance(v, Real):
         raise TypeError(f"{where}: {v!r} is not a number")
     inside = low is None or (low < v if open_low else low <= v)
     inside &= high is None or v <= high
