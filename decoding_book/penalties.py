@@ -13,7 +13,7 @@ import torch
 
 from .temperature import check_logits, per_row
 
-# %% ../nbs/12_penalties.ipynb #ed5bc712
+# %% ../nbs/12_penalties.ipynb #32df050f
 def check_history(
     ids,        # the text so far (..., N), integers
     logits,     # (..., V), one row for each text
@@ -35,7 +35,7 @@ def check_history(
                          f"vocabulary 0..{logits.shape[-1] - 1}")
     return ids, mask
 
-# %% ../nbs/12_penalties.ipynb #b9993b42
+# %% ../nbs/12_penalties.ipynb #511bd5d6
 def _fail(bad, name, value, what):
     "Raise for the first True of `bad` (...): the argument, the row and its value."
     for at in bad.nonzero()[:1].tolist():
@@ -53,7 +53,7 @@ def _some_left(name, value, z):
     _fail(~z.amax(-1).isfinite(), name, value, "leaves no token")
     return z
 
-# %% ../nbs/12_penalties.ipynb #e6fee4e9
+# %% ../nbs/12_penalties.ipynb #0a8e9edb
 def token_counts(
     ids,        # the text so far (..., N)
     logits,     # (..., V), only its shape is read
@@ -64,7 +64,7 @@ def token_counts(
     counts = torch.zeros(logits.shape, dtype=torch.int64, device=logits.device)
     return counts.scatter_add_(-1, ids, mask.long())
 
-# %% ../nbs/12_penalties.ipynb #531d0aa6
+# %% ../nbs/12_penalties.ipynb #3e50ae3c
 def repetition_penalty(
     logits,     # (..., V)
     ids,        # the text so far, prompt included (..., N)
@@ -79,7 +79,7 @@ def repetition_penalty(
     new = torch.where(z > 0, z / t, z * t).where(seen & z.isfinite(), z)
     return _in_range("theta (repetition_penalty)", theta, z, new)
 
-# %% ../nbs/12_penalties.ipynb #07d9941c
+# %% ../nbs/12_penalties.ipynb #d96c650e
 def frequency_penalty(
     logits,     # (..., V)
     ids,        # the text whose tokens count (..., N)
@@ -92,7 +92,7 @@ def frequency_penalty(
     new = z - (alpha * token_counts(ids, z, mask)).to(z.dtype)
     return _in_range("alpha (frequency_penalty)", alpha, z, new)
 
-# %% ../nbs/12_penalties.ipynb #1c3023f1
+# %% ../nbs/12_penalties.ipynb #cc3f7eff
 def presence_penalty(
     logits,     # (..., V)
     ids,        # the text whose tokens count (..., N)
@@ -105,14 +105,14 @@ def presence_penalty(
     new = z - (beta * (token_counts(ids, z, mask) > 0)).to(z.dtype)
     return _in_range("beta (presence_penalty)", beta, z, new)
 
-# %% ../nbs/12_penalties.ipynb #ba574b74
+# %% ../nbs/12_penalties.ipynb #7e4fed53
 def _repeats(ids, mask, size):
     "For each window of `size` tokens (..., N - size + 1): does it start as the text now ends?"
     windows, tail = ids.unfold(-1, size, 1), ids[..., ids.shape[-1] - size + 1:]
     real = mask.unfold(-1, size, 1).all(-1) & mask[..., mask.shape[-1] - size + 1:].all(-1, keepdim=True)
     return windows[..., -1], (windows[..., :-1] == tail[..., None, :]).all(-1) & real
 
-# %% ../nbs/12_penalties.ipynb #e00b6b78
+# %% ../nbs/12_penalties.ipynb #4be1dcfd
 def no_repeat_ngram(
     logits,     # (..., V)
     ids,        # the text so far, prompt included (..., N)
@@ -130,7 +130,7 @@ def no_repeat_ngram(
         banned.scatter_add_(-1, last, (again & (n == size)).to(z.dtype))
     return _some_left("n (no_repeat_ngram)", n, z.where(banned == 0, -torch.inf))
 
-# %% ../nbs/12_penalties.ipynb #ec3e7b66
+# %% ../nbs/12_penalties.ipynb #47065374
 def bias_vector(
     bias,         # {id: number}, or numbers (V,) or (..., V)
     V=None,       # size of the vocabulary; None: any that holds the ids
@@ -153,7 +153,7 @@ def bias_vector(
         raise ValueError(f"logit_bias: {bias[tuple(at)].item()} at {at} is neither a finite number nor -inf")
     return bias.double()
 
-# %% ../nbs/12_penalties.ipynb #501ee201
+# %% ../nbs/12_penalties.ipynb #b293b491
 def logit_bias(
     logits,  # (..., V)
     bias,    # added: {id: number}, or numbers (V,) or (..., V); -inf bans a token
@@ -167,20 +167,21 @@ def logit_bias(
     new = _in_range("logit_bias", bias, z, (z + bias.to(z.dtype)).where(~ban, z))
     return _some_left("logit_bias", bias, new.where(~ban, -torch.inf))
 
-# %% ../nbs/12_penalties.ipynb #64604ca7
+# %% ../nbs/12_penalties.ipynb #200834f3
 def end_ids(
     eos,     # an id, or a list of them
     V=None,  # size of the vocabulary, if it is known
 ):           # list of int
     "The ids that end a text, checked."
     ids = list(eos) if isinstance(eos, (list, tuple)) else [eos]
+    if not ids: raise ValueError(f"eos: {eos!r} holds no id")
     for id in ids:
         if isinstance(id, bool) or not isinstance(id, Integral): raise TypeError(f"eos: {id!r} is not an id")
         if id < 0 or V is not None and id >= V:
             raise ValueError(f"eos: {id} is outside the vocabulary 0..{'' if V is None else V - 1}")
     return list(map(int, ids))
 
-# %% ../nbs/12_penalties.ipynb #8db84cea
+# %% ../nbs/12_penalties.ipynb #681b8888
 def min_length(
     logits,     # (..., V)
     generated,  # new tokens so far: a number, or (...), one a row

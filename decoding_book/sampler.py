@@ -22,7 +22,7 @@ from .temperature import check_logits, per_row, temperature
 from .topk import top_k
 from .topp import min_p, top_p
 
-# %% ../nbs/13_sampler.ipynb #3f23531c
+# %% ../nbs/13_sampler.ipynb #bb218c05
 ORDER = ("temperature", "top_k", "top_p", "min_p")      # penalties come before them
 
 RULES = {  # what `per_row` is told about each parameter
@@ -40,7 +40,7 @@ def _is_off(params, name):
     value = getattr(params, name)
     return (value is None or isinstance(value, Real)) and value in OFF[name]
 
-# %% ../nbs/13_sampler.ipynb #9018494b
+# %% ../nbs/13_sampler.ipynb #d8989c11
 def penalize(
     logits,               # (..., V)
     params,               # a `Sampler`
@@ -62,7 +62,7 @@ def penalize(
     if (least := on("min_new_tokens")) is not None: z = min_length(z, new.sum(-1), least, params.eos)
     return z
 
-# %% ../nbs/13_sampler.ipynb #090b08b8
+# %% ../nbs/13_sampler.ipynb #117f2846
 def top_k_and_ties(logits, k):
     "Top-k that keeps every token equal to the k-th."
     z = check_logits(logits)
@@ -82,7 +82,7 @@ def stages(
         if name == "top_k": z = (top_k if params.ties == "exact" else top_k_and_ties)(z, value)
         if name == "min_p": z = min_p(z, value)
         if name == "top_p":
-            ties = "low" if params.ties == "exact" else "high"
+            ties = "low" if params.ties == "exact" else "sort"
             keep = top_p(full if params.joint else z, value, params.boundary, ties).isfinite()
             z = z.where(keep, -torch.inf)
         yield name, z
@@ -93,7 +93,7 @@ def truncate(logits, params):
     for _, z in stages(z, params): pass
     return z
 
-# %% ../nbs/13_sampler.ipynb #340f00da
+# %% ../nbs/13_sampler.ipynb #69b849a0
 BACKENDS = {  # where each implementation of the draw lives; imported when first asked for
     "plain": "decoding_book.sampler:draw_plain",
     "fused": "decoding_book.fused:draw_fused",
@@ -134,7 +134,7 @@ def draw_plain(logits, params, key):
     logprob = z.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
     return Draw(ids, logprob, z.isfinite().sum(-1))
 
-# %% ../nbs/13_sampler.ipynb #ff07860c
+# %% ../nbs/13_sampler.ipynb #87a54284
 @dataclass(frozen=True, eq=False)
 class Sampler:
     "How to draw: every parameter is a number, or one a row. An instance is a `choose`."
@@ -152,7 +152,7 @@ class Sampler:
     eos: object = None                # the end mark or a list of them, for `min_new_tokens`
     rows: object = None               # the rows' own numbers for the key (B,); None: 0, 1, 2, ...
     order: tuple = ORDER              # of the four filters
-    ties: str = "exact"               # "all": top-k keeps all that tie, top-p ranks higher ids first
+    ties: str = "exact"               # "all": top-k keeps all that tie, top-p ranks as torch.sort does
     boundary: str = "include"         # top-p's crossing token: "include", "exceed" or "exclude"
     joint: bool = False               # top-p measures the mass of the whole row, also after top-k
     backend: str | None = None        # which form of the draw
@@ -192,7 +192,7 @@ class Sampler:
         "What each stage does to one row of logits (V,), as a `Trace`."
         return _trace(logits, self, ids, words)
 
-# %% ../nbs/13_sampler.ipynb #55ab1ff3
+# %% ../nbs/13_sampler.ipynb #59c842ea
 def _check_sampler(params):
     "Refuse parameters that make no sense, before there are any logits."
     for name, rule in RULES.items():
@@ -231,7 +231,7 @@ DIALECTS = {
     "llama.cpp": dict(order=("top_k", "top_p", "min_p", "temperature")),
 }
 
-# %% ../nbs/13_sampler.ipynb #258fed6a
+# %% ../nbs/13_sampler.ipynb #551c96d1
 @dataclass
 class Stage:
     "What one stage did to a row."
@@ -261,7 +261,29 @@ class Trace:
                 for tag, row in zip(["th"] + ["td"] * len(cells), cells)]
         return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
 
-# %% ../nbs/13_sampler.ipynb #15fe4781
+    def figure(
+        self,
+        n=8,      # tokens, the most probable ones of the row as it came
+    ):            # a matplotlib Figure
+        "The row after each stage as bars, side by side; × marks what is gone."
+        import matplotlib.pyplot as plt
+        from decoding_book.show import PALETTE, figure_style, token_name
+        top = self.stages[0].probabilities.argsort(dim=-1, descending=True, stable=True)[:n].tolist()
+        with figure_style():
+            fig, axes = plt.subplots(1, len(self.stages), figsize=(7, 1.1 + .24 * len(top)), sharex=True,
+                                     sharey=True, squeeze=False)
+            for ax, s in zip(axes[0], self.stages):
+                q = s.probabilities[top].tolist()
+                ax.barh(range(len(q)), q, color=PALETTE["blue"])
+                for i, x in enumerate(q): ax.text(0, i, "" if x else " ×", va="center", color="#666")
+                ax.set_title(f"{s.name}\n{s.bits:.2f} bits", fontsize=9)
+            names = [token_name(self.word(i)).replace("$", r"\$") for i in top]
+            axes[0][0].set_yticks(range(len(top)), names)
+            axes[0][0].invert_yaxis()
+        plt.close(fig)            # shown by whoever gets it, once
+        return fig
+
+# %% ../nbs/13_sampler.ipynb #057ae963
 def _bits(q):
     "-Σ q log2 q of one row; 0 log 0 = 0."
     q = q[q > 0].double()
@@ -276,6 +298,7 @@ def _trace(
     "Run the stages one by one and note what each removed."
     z = check_logits(logits)
     if z.ndim != 1: raise ValueError(f"logits: shape {tuple(z.shape)}, a trace is of one row (V,)")
+    if words is not None and len(words) != len(z): raise ValueError(f"words: {len(words)} names for {len(z)} tokens")
     rows, q = [Stage("logits", None, z.softmax(-1), [], 1.0, *[_bits(z.softmax(-1))] * 2)], z.softmax(-1)
     penalized = penalize(z, params, ids)
     changed = [("penalties", penalized)] if not torch.equal(penalized, z) else []

@@ -49,14 +49,14 @@ def top_p(
     logits,              # (..., V)
     p,                   # share of the mass to keep, in (0, 1]; a number, or (...), one a row
     boundary="include",  # what happens at the crossing, see `ranked_prefix`
-    ties="low",          # equal logits: the "low" or the "high" ids first
+    ties="low",          # equal logits: "low" ids first, or as an ascending "sort" leaves them
 ):                       # (..., V), float32 at least, removed tokens -inf
     "Keep the shortest prefix whose mass is at least `p`: descending logit, equals by lower id."
     z = check_logits(logits)
     p = per_row("p (top_p)", p, z, low=0, high=1, open_low=True)
     if ties == "low": order = z.argsort(dim=-1, descending=True, stable=True)
-    elif ties == "high": order = z.argsort(dim=-1, stable=True).flip(-1)
-    else: raise ValueError(f"ties: {ties!r} is neither 'low' nor 'high'")
+    elif ties == "sort": order = z.argsort(-1).flip(-1)
+    else: raise ValueError(f"ties: {ties!r} is neither 'low' nor 'sort'")
     return z.where(ranked_prefix(order, z.softmax(-1), p, boundary), -torch.inf)
 
 # %% ../nbs/11_topp.ipynb #39af6758

@@ -73,7 +73,8 @@ def test_equal_logits_by_lower_id():
     z = torch.tensor([0., 1., 1., 1., 0.])
     q1 = z.softmax(-1)[1].item()
     assert top_p(z, q1 * 1.5).isfinite().tolist() == [False, True, True, False, False]
-    assert top_p(z, q1 * 1.5, ties="high").isfinite().tolist() == [False, False, True, True, False]
+    out = top_p(z, q1 * 1.5, ties="sort").isfinite()         # two of the three, the sort knows which
+    assert out.sum() == 2 and not out[0] and not out[4]
     assert top_p_mask(torch.full((8,), .125), .5).tolist() == [True] * 4 + [False] * 4
 
 
@@ -96,7 +97,7 @@ def test_boundaries():
 
 def test_minus_infinity_is_never_kept():
     z = torch.tensor([[0., -INF, 1., -INF], [-INF, -INF, -INF, 2.]])
-    for out in (top_p(z, .999), top_p(z, 1), min_p(z, 0), min_p(z, .001), top_p(z, 1, ties="high")):
+    for out in (top_p(z, .999), top_p(z, 1), min_p(z, 0), min_p(z, .001), top_p(z, 1, ties="sort")):
         assert out.isfinite().tolist() == z.isfinite().tolist()
     assert top_p_mask(z.softmax(-1), 1).tolist() == z.isfinite().tolist()
 
