@@ -65,7 +65,7 @@ class Key:
         parts = [_part(n, getattr(self, n), 64 if n == "seed" else 32)
                  for n in ("seed", "row", "position", "draw") if n != "row" or self.row is not None]
         sizes = {len(p) for p in parts if torch.is_tensor(p)} | {1 if rows is None else rows}
-        if len(sizes - {1}) > 1: raise ValueError(f"key: parts of {sorted(sizes)} rows do not fit together")
+        if len(sizes - {1}) > 1: raise ValueError(f"key: parts of {sorted(sizes)} rows do not fit")
         if self.row is None:
             batched = rows is not None or sizes != {1}
             parts.insert(1, torch.arange(*(sizes - {1} or {1})) if batched else 0)
@@ -104,8 +104,10 @@ def uniform_bits(
         raise TypeError(f"tokens: {tokens.dtype} is not an integer type")
     if tokens.ndim not in (1, 2):
         raise ValueError(f"tokens: shape {tuple(tokens.shape)}, expected (n,) or (B, n)")
-    for v in tokens[tokens >> 32 != 0][:1].tolist(): raise ValueError(f"tokens: {v} is outside 0..2^32 - 1")
-    return hash_bits(tokens.long(), *key.words(len(tokens) if tokens.ndim == 2 else None, tokens.device))
+    for v in tokens[tokens >> 32 != 0][:1].tolist():
+        raise ValueError(f"tokens: {v} is outside 0..2^32 - 1")
+    rows = len(tokens) if tokens.ndim == 2 else None
+    return hash_bits(tokens.long(), *key.words(rows, tokens.device))
 
 # %% ../nbs/08_noise.ipynb #b3283de3
 def gumbel_of(

@@ -21,7 +21,8 @@ def check_logits(
     try: z = torch.as_tensor(logits)
     except (TypeError, ValueError, RuntimeError) as e: raise TypeError(f"logits: {e}") from None
     if not z.is_floating_point(): raise TypeError(f"logits: {z.dtype} is not a float type")
-    if z.ndim == 0 or z.shape[-1] == 0: raise ValueError(f"logits: shape {tuple(z.shape)} holds no token")
+    if z.ndim == 0 or z.shape[-1] == 0:
+        raise ValueError(f"logits: shape {tuple(z.shape)} holds no token")
     z = z if z.dtype == torch.float64 else z.float()
     if not z.amax(-1).isfinite().all(): log_normalizer(z)          # raises, naming the row
     return z
