@@ -6,24 +6,11 @@ import pytest
 import torch
 
 from decoding_book.beam import beam_search
-from decoding_book.loop import Prediction, as_prompts, left_pad
+from decoding_book.loop import left_pad
+from decoding_book.smollm import HuggingFace, SmolLM2, weights_path
 
 transformers = pytest.importorskip("transformers")
 V = 40
-
-
-class Peer:
-    """A Hugging Face model as a model of this book, computed from nothing at each call."""
-    start_ids = None
-
-    def __init__(self, model, eos):
-        self.model, self.eos, self.vocab_size = model, eos, model.config.vocab_size
-
-    def __call__(self, ids, mask=None, cache=None, last_only=True, attention=False):
-        mask = torch.ones_like(ids) if mask is None else mask.long()
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits = self.model(ids, attention_mask=mask, position_ids=positions).logits
-        return Prediction(logits[:, -1] if last_only else logits)
 
 
 def tiny(seed):
@@ -44,6 +31,7 @@ def tiny(seed):
 
 def theirs(model, prompts, eos, width, tokens, penalty, early):
     ids, mask = left_pad(prompts)
+    model.generation_config.eos_token_id = eos
     out = model.generate(
         ids, attention_mask=mask.long(), num_beams=width, num_return_sequences=width, max_new_tokens=tokens,
         length_penalty=penalty, early_stopping=early, do_sample=False, eos_token_id=eos, pad_token_id=0,
@@ -56,8 +44,9 @@ def theirs(model, prompts, eos, width, tokens, penalty, early):
 
 
 def ours(model, prompts, eos, width, tokens, penalty, early):
-    found = beam_search(Peer(model, eos), prompts, width, tokens, penalty, n_best=width,
-                        early_stopping=early, dialect="huggingface")
+    if not isinstance(model, SmolLM2): model = HuggingFace(model)
+    found = beam_search(model, prompts, width, tokens, penalty, n_best=width, stop=eos,
+                        ignore_eos=True, early_stopping=early, dialect="huggingface")
     return [[(h.ids.tolist(), h.score) for h in one] for one in found]
 
 
@@ -90,5 +79,25 @@ def test_huggingface(full, record):
     assert tally["ended"] >= tally["compared"] / 2
     assert not full or min(differ.values()) > 0
     record("beam against transformers", {"models": models, "prompts a call": 2, "calls": tally["compared"] * 3 // 2,
-           "rows of prompts compared in 3 modes": tally["compared"], "with an end mark": tally["ended"], "modes that differ": dict(differ)})
-    print(dict(tally), dict(differ))
+           "rows of prompts compared in 3 modes": tally["compared"], "with an end mark": tally["ended"], "prompts on which two modes differ": dict(differ)})
+
+
+PROMPTS = ["The capital of France is", "It was a quiet morning in the city when", "Once upon a time",
+           "In a shocking finding, scientists discovered", "My grandmother always told me that", "To make a good soup, you",
+           "The night sky over the desert", "Water boils at"]
+
+
+def test_huggingface_smollm(full, record):
+    """SmolLM2 and transformers' Llama with the same weights, a full stop as the end mark."""
+    from bench_smollm import reference_weights, transformers_peer
+    ours_model = SmolLM2()
+    peer, dot = transformers_peer(reference_weights(weights_path())[0]), ours_model.encode(".")[0]
+    texts, tokens = (PROMPTS, 32) if full else (PROMPTS[:2], 12)
+    prompts, ended = [torch.tensor(ours_model.encode(t)) for t in texts], 0
+    for early in (False, True, "never") if full else (False,):
+        found = ours(ours_model, prompts, dot, 4, tokens, 1., early)
+        compare(found, theirs(peer, prompts, dot, 4, tokens, 1., early))
+        ended += sum(dot in ids for one in found for ids, _ in one)
+    assert ended
+    record("beam 4 on SmolLM2 against transformers, '.' ends a text", {
+        "prompts": len(texts), "tokens": tokens, "modes": 3 if full else 1, "hypotheses that ended": ended})

@@ -1,14 +1,16 @@
-"""Search against the oracle's cases: exhaustive, best-first, greedy and beam."""
-
+"""Search: the oracle's cases, brute force over random worlds, ties, caches, batches and refusals."""
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from decoding_book.beam import beam_search
-from decoding_book.exhaustive import best_first_search, exhaustive_search
-from decoding_book.toy import TableModel
+from decoding_book.beam import beam_search, row_best
+from decoding_book.exhaustive import (Hypotheses, best_first_search, exhaustive_search, n_largest,
+                                      search_cost)
+from decoding_book.loop import Prediction, generate, score
+from decoding_book.toy import TableModel, six_words
 
 DATA = np.load(Path(__file__).parent / "oracle" / "open.npz", allow_pickle=False)
 CASES = sorted({k[:7] for k in DATA.files if k.startswith("sea_")})
@@ -67,3 +69,277 @@ def test_oracle_whole_beam(name):
     found = beam_search(model, "", 3, T, n_best=3)
     assert [padded(h, T) for h in found] == get("beam3_seqs").tolist()
     assert np.abs([h.logprob for h in found] - get("beam3_logps")).max() < 1e-9
+
+
+# Brute force
+
+def world(seed):
+    """A random tree with an end mark, some of its words impossible; sharper or flatter by seed."""
+    g = torch.Generator().manual_seed(seed)
+    V, T = (3, 4, 2, 3)[seed % 4], (4, 3, 6, 5)[seed % 4]
+    tree = []
+    for t in range(T):
+        z = torch.randn((V,) * (t + 1), generator=g, dtype=torch.float64) * (.5, 1.5, 3.)[seed % 3]
+        if seed % 5 == 0: z[torch.rand(z.shape, generator=g) < .2] = -torch.inf
+        z[..., -1] = z[..., -1].clamp(min=-5)           # one word is always possible
+        tree.append(z.softmax(-1))
+    return tree, V, T, V - 1 if seed % 2 else 0
+
+
+def brute_force(tree, V, T, eos):
+    """Every complete text, best first, by recursion over plain numbers."""
+    found = []
+    def visit(ids, p):
+        if ids and (ids[-1] == eos or len(ids) == T):
+            return found.append((-p, ids))
+        for w, q in enumerate(tree[len(ids)][ids].tolist()):
+            if q > 0: visit(ids + (w,), p + math.log(q))
+    visit((), 0.)
+    return sorted(found)
+
+
+def test_brute_force(full, record):
+    worlds, widths = (2400 if full else 100), (1, 2, 3, 4, 8)
+    regrets, missed = {k: [] for k in widths}, dict.fromkeys(widths, 0)
+    for seed in range(worlds):
+        tree, V, T, eos = world(seed)
+        truth = brute_force(tree, V, T, eos)
+        model = TableModel.from_tree(tree, eos=eos)
+        every = exhaustive_search(model, "", T, n_best=12)
+        first = best_first_search(model, "", T, n_best=12, batch=1 + seed % 3, chunk=1 + seed % 4)
+        one = best_first_search(model, "", T)
+        for found in every, first, one:
+            assert found.proven
+            assert [tuple(h.ids.tolist()) for h in found] == [ids for _, ids in truth[:len(found)]]
+            assert max(abs(h.logprob + p) for h, (p, _) in zip(found, truth)) < 1e-9
+        assert len(every) == len(first) == min(12, len(truth))
+        assert one.rows <= T * math.exp(truth[0][0]) + 1e-9     # T / probability of the best
+        assert [h.finished for h in every] == [ids[-1] == eos for _, ids in truth[:12]]
+        for k in widths:
+            found = beam_search(model, "", k, T)
+            assert found[0].ids.equal(beam_search(model, "", k, T, early_stopping=False)[0].ids)
+            regrets[k].append(-truth[0][0] - found[0].logprob)
+            missed[k] += regrets[k][-1] > 1e-9
+        whole = beam_search(model, "", V ** (T - 1), T)
+        assert tuple(whole[0].ids.tolist()) == truth[0][1]
+        assert beam_search(model, "", 1, T)[0].ids.equal(generate(model, "", max_new_tokens=T).ids)
+    assert min(map(min, regrets.values())) > -1e-9
+    assert sum(regrets[1]) > sum(regrets[2]) > sum(regrets[4])
+    record("regret over random worlds with end marks", {
+        "worlds": worlds, "missed by width": missed,
+        "mean regret in nats": {k: round(sum(r) / worlds, 5) for k, r in regrets.items()},
+        "largest regret in nats": {k: round(max(r), 3) for k, r in regrets.items()}})
+
+
+@pytest.mark.parametrize("mode", [None, "never", False, True])
+@pytest.mark.parametrize("penalty", [0., .7, 1., 2., -.5])
+def test_length_penalty_and_stopping(mode, penalty):
+    for seed in range(12):
+        tree, V, T, eos = world(seed)
+        model = TableModel.from_tree(tree, eos=eos)
+        ranked = sorted((p / len(ids) ** penalty, ids) for p, ids in brute_force(tree, V, T, eos))
+        found = beam_search(model, "", V ** (T - 1), T, penalty, n_best=2, early_stopping=mode)
+        assert all(abs(h.score - h.logprob / len(h) ** penalty) < 1e-12 for h in found)
+        if mode is not True:
+            assert [tuple(h.ids.tolist()) for h in found] == [ids for _, ids in ranked[:len(found)]]
+        narrow = [beam_search(model, "", 3, T, penalty, n_best=2, early_stopping=m) for m in ("never", False, True)]
+        a, b = ([(h.ids.tolist(), h.score) for h in one] for one in narrow[:2])
+        assert a == b and narrow[2].rows <= narrow[1].rows <= narrow[0].rows
+
+
+# Ties
+
+def test_ties_go_to_smaller_ids():
+    V, T = 3, 3
+    flat = TableModel.from_tree([torch.full((V,) * (t + 1), 1 / V) for t in range(T)])
+    first = [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1]]
+    for found in (exhaustive_search(flat, "", T, n_best=5), best_first_search(flat, "", T, n_best=5, chunk=1),
+                  best_first_search(flat, "", T, n_best=5, batch=4), beam_search(flat, "", 5, T, n_best=5)):
+        assert [h.ids.tolist() for h in found] == first
+
+
+def test_cut_ties_of_topk():
+    g = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        z = torch.randint(0, 4, (3, 300), generator=g).double()
+        z[0, :250] = -torch.inf
+        totals = torch.randint(-3, 1, (3,), generator=g).double()
+        for n in (1, 2, 7, 299, 300, 400):
+            at, logp, sums = row_best(z, totals, n)
+            for r in range(3):
+                order = sorted(range(300), key=lambda i: (-z[r, i].item(), i))[:n]
+                real = [i for i in order if z[r, i] > -torch.inf]
+                got = sorted(i for i, lp in zip(at[r].tolist(), logp[r].tolist()) if lp > -torch.inf)
+                assert got == sorted(real)
+        assert n_largest(z[0], 7).tolist() == sorted(range(300), key=lambda i: (-z[0, i].item(), i))[:7]
+
+
+# Caches and batches
+
+class Remembered:
+    """A table behind the cache contract: ids and masks are kept, positions and rows are checked."""
+    def __init__(self, rows, length): self.capacity, self.ids, self.mask = (rows, length), None, None
+
+    @property
+    def length(self): return 0 if self.ids is None else self.ids.shape[1]
+
+    def reorder(self, rows):
+        assert len(rows) <= self.capacity[0]
+        self.ids, self.mask = self.ids[rows], self.mask[rows]
+
+    keep = reorder
+
+
+class Cached(Counted):
+    def __init__(self, model): super().__init__(model); self.fed, self.caches = [], []
+
+    def new_cache(self, rows, length):
+        self.caches.append(Remembered(rows, length))
+        return self.caches[-1]
+
+    def __call__(self, ids, mask=None, cache=None, **options):
+        self.fed.append(tuple(ids.shape))
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        if cache is not None:
+            if cache.length: ids, mask = torch.cat([cache.ids, ids], 1), torch.cat([cache.mask, mask], 1)
+            cache.ids, cache.mask = ids, mask
+            assert ids.shape[0] <= cache.capacity[0] and ids.shape[1] <= cache.capacity[1]
+        self.rows += len(ids)
+        logits = []
+        for row, real in zip(ids, mask): logits.append(self.model(row[real][None], **options).logits)
+        return Prediction(torch.cat(logits), cache)
+
+
+def markov(V=6, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    z = torch.randn(V + 1, V, generator=g, dtype=torch.float64) * 1.5
+    return TableModel(z[0].softmax(-1), z[1:].softmax(-1), eos=V - 1)
+
+
+@pytest.mark.parametrize("dialect, width", [(None, 1), (None, 2), (None, 5), ("huggingface", 3)])
+def test_beam_with_a_cache(dialect, width):
+    prompts = [[1, 2, 3], [4], [0, 0, 2, 1, 3]]
+    plain, cached = markov(), Cached(markov())
+    options = dict(n_best=width, length_penalty=.5, dialect=dialect)
+    a, b = (beam_search(m, prompts, width, 7, **options) for m in (plain, cached))
+    for one, other, prompt in zip(a, b, prompts):
+        alone = beam_search(plain, prompt, width, 7, **options)
+        expected = [(h.ids.tolist(), h.score) for h in one]
+        assert expected == [(h.ids.tolist(), h.score) for h in other] == [(h.ids.tolist(), h.score) for h in alone]
+        assert one.rows == other.rows == alone.rows
+    assert cached.fed[0] == (3, 5)                          # the prompts once, one row each
+    assert all(shape[1] == 1 for shape in cached.fed[1:])   # then only the newest ids
+    assert len(cached.caches) == 1 and cached.caches[0].capacity == (3 * width, 5 + 7)
+    assert cached.rows == sum(h.rows for h in b)
+
+
+def test_best_first_with_a_cache():
+    for prompt in ([2], [1, 2, 3], [0, 3, 3, 1]):
+        plain, cached = markov(), Cached(markov())
+        a, b = (best_first_search(m, prompt, 5, n_best=6, batch=3) for m in (plain, cached))
+        assert [(h.ids.tolist(), h.logprob) for h in a] == [(h.ids.tolist(), h.logprob) for h in b]
+        if len(prompt) > 1: assert cached.fed[0] == (1, len(prompt) - 1)
+        assert max(T for _, T in cached.fed[1:]) <= 5
+
+
+def test_scores_are_the_models_own():
+    model = markov()
+    for found in (beam_search(model, [1, 2], 4, 6, n_best=4), exhaustive_search(model, [1, 2], 4),
+                  best_first_search(model, [1, 2], 4, n_best=3)):
+        for h in found:
+            whole = score(model, [1, 2] + h.ids.tolist())[0, 2:]
+            assert torch.allclose(whole, h.logprobs, atol=1e-12) and abs(whole.sum() - h.logprob) < 1e-12
+
+
+def test_end_marks_of_the_call():
+    model = markov()
+    for search in (lambda **o: beam_search(model, [1], 4, 5, n_best=4, **o),
+                   lambda **o: exhaustive_search(model, [1], 5, **o), lambda **o: best_first_search(model, [1], 5, n_best=4, **o)):
+        for h in search(stop=2):
+            ends = [i for i, id in enumerate(h.ids.tolist()) if id in (2, 5)]
+            assert ends in ([], [len(h) - 1]) and h.finished == bool(ends)
+        for h in search(stop=2, ignore_eos=True):
+            assert [i for i, id in enumerate(h.ids.tolist()) if id == 2] in ([], [len(h) - 1])
+        assert not any(h.finished for h in search(ignore_eos=True))
+
+
+def test_context_limits_the_length():
+    deep = six_words(eos=None)
+    for found in exhaustive_search(deep, "I like", 64), beam_search(deep, "I like", 2, 64), best_first_search(deep, "I like", 64):
+        assert len(found[0]) == 3 and not found[0].finished
+
+
+# Refusals
+
+class Numbers:
+    """A large vocabulary that must never be asked."""
+    vocab_size, eos, start_ids = 49152, 2, []
+    def __call__(self, ids, **options): raise AssertionError("asked")
+
+
+def test_refused():
+    w = six_words()
+    refusals = [
+        (lambda: exhaustive_search(Numbers(), [], 3), "49152^3 = 118,747,255,799,808 texts"),
+        (lambda: exhaustive_search(w, "", 5, limit=7775), "best_first_search"),
+        (lambda: exhaustive_search(w, "", 0), "max_new_tokens: 0"),
+        (lambda: exhaustive_search(w, "", 5, n_best=0), "n_best: 0"),
+        (lambda: exhaustive_search(w, "I like cold coffee stop", 5), "no room in a context of 5"),
+        (lambda: best_first_search(w, "", 5, max_rows=0), "max_rows: 0"),
+        (lambda: best_first_search(w, "", 5, stop="I"), "a search compares ids"),
+        (lambda: best_first_search(w, "", 5, stop=9), "outside the vocabulary"),
+        (lambda: beam_search(w, "", 0, 5), "width: 0 is below 1"),
+        (lambda: beam_search(w, "", -1, 5), "width: -1"),
+        (lambda: beam_search(w, "", 2.0, 5), "width: 2.0 is not an integer"),
+        (lambda: beam_search(w, "", True, 5), "width: True is not an integer"),
+        (lambda: beam_search(w, "", 2, 5, n_best=3), "n_best: 3 is above 2, the width"),
+        (lambda: beam_search(w, "", 2, 5, length_penalty=math.inf), "length_penalty: inf"),
+        (lambda: beam_search(w, "", 2, 5, early_stopping="soon"), "early_stopping: 'soon'"),
+        (lambda: beam_search(w, "", 2, 5, dialect="other"), "dialect: 'other'"),
+        (lambda: beam_search(w, "", 4, 5, dialect="huggingface"), "width: 4 needs 8 candidates"),
+    ]
+    for call, text in refusals:
+        with pytest.raises(ValueError) as error: call()
+        assert text in str(error.value), error.value
+
+
+@pytest.mark.parametrize("bad, text", [(-math.inf, "no finite logit"), (math.nan, "NaN"), (math.inf, "+inf")])
+def test_a_row_that_is_no_distribution_is_refused(bad, text):
+    class Broken(Counted):
+        def __call__(self, ids, **options):
+            p = super().__call__(ids, **options)
+            if ids.shape[1] == 2: p.logits = p.logits.clone().fill_(bad)
+            return p
+    for search in (lambda m: exhaustive_search(m, "", 5), lambda m: best_first_search(m, "", 5, n_best=500),
+                   lambda m: beam_search(m, "", 3, 5)):
+        with pytest.raises(ValueError, match="logits: row 0") as error: search(Broken(six_words()))
+        assert text in str(error.value)
+
+
+def test_giving_up_says_so():
+    truth = exhaustive_search(six_words(), "", 5)[0].logprob
+    for rows in (1, 5, 10):
+        found = best_first_search(six_words(), "", 5, max_rows=rows)
+        assert not found.proven and found.rows <= rows and found.bound >= truth - 1e-12
+        assert "not proven" in repr(found)
+    assert best_first_search(six_words(), "", 5).proven
+
+
+def test_the_cost_is_said_before_the_work(capsys):
+    assert search_cost(6, 5)[:2] == (7776, 1555)
+    exhaustive_search(six_words(), "", 5, progress=True)
+    assert "6^5 = 7,776 texts" in capsys.readouterr().err
+
+
+# Views
+
+def test_hypotheses_show_themselves():
+    for found in (beam_search(six_words(), "", 2, 5, n_best=2), exhaustive_search(six_words(), "", 5),
+                  beam_search(six_words(), "", 2, 5, length_penalty=1., dialect="huggingface"),
+                  beam_search(six_words(), ["I", "cold"], 2, 3)):
+        html = found._repr_html_()
+        assert "coffee" in html and "<script" not in html
+    assert "0.0358" in repr(exhaustive_search(six_words(), "", 5)[0])
+    assert beam_search(six_words(), "", 2, 5)._repr_html_().count("<svg") == 1
+    assert beam_search(six_words(), "", 2, 5)[0]._repr_html_().count("db-t") > 4
+    assert Hypotheses([])._repr_html_() and len(repr(Hypotheses([])))
