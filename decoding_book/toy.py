@@ -126,7 +126,7 @@ def six_words(
         if len(at) > 1: tree[len(at)][at] = torch.tensor(row, dtype=torch.float64)
     return TableModel.from_tree(tree, words, eos)
 
-# %% ../nbs/02_toy.ipynb #12484430
+# %% ../nbs/02_toy.ipynb #4b20716b
 def sequence_law(
     model,                # best a `TableModel`: every text is visited
     max_new_tokens,       # length limit
