@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_history', 'token_counts', 'repetition_penalty', 'frequency_penalty', 'presence_penalty', 'no_repeat_ngram',
-           'bias_vector', 'logit_bias', 'end_ids', 'min_length']
+           'check_id', 'bias_vector', 'logit_bias', 'end_ids', 'min_length']
 
 # %% ../nbs/12_penalties.ipynb #c28d91d7
 from numbers import Integral, Real
@@ -21,21 +21,28 @@ def check_history(
 ):              # ids (..., N) int64 with 0 at padding, and the mask
     "The text so far, fit for the rows of `logits`; an error names the row."
     try: ids = torch.as_tensor(ids, device=logits.device)
-    except (TypeError, ValueError, RuntimeError) as e: raise TypeError(f"ids: {e}") from None
-    if (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool) and ids.numel():
+    except _NO_TENSOR as e: raise TypeError(f"ids: {e}") from None
+    if ids.numel() and ids.dtype not in _INTEGERS:
         raise TypeError(f"ids: {ids.dtype} is not an integer type")
     if ids.shape[:-1] != logits.shape[:-1] or ids.ndim == 0:
         raise ValueError(f"ids: shape {tuple(ids.shape)}, expected {(*logits.shape[:-1], 'N')}")
-    mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else torch.as_tensor(mask, device=ids.device)
+    mask = torch.as_tensor(True if mask is None else mask, device=ids.device)
     if mask.dtype != torch.bool: raise TypeError(f"mask: {mask.dtype} is not bool")
-    if mask.shape != ids.shape: raise ValueError(f"mask: shape {tuple(mask.shape)}, ids have {tuple(ids.shape)}")
-    ids = ids.long().where(mask, 0)
-    for at in ((ids < 0) | (ids >= logits.shape[-1])).nonzero()[:1].tolist():
-        raise ValueError(f"ids: row {', '.join(map(str, at[:-1])) or 0}: {ids[tuple(at)]} is outside the "
-                         f"vocabulary 0..{logits.shape[-1] - 1}")
+    if mask.ndim and mask.shape != ids.shape:
+        raise ValueError(f"mask: shape {tuple(mask.shape)}, ids have {tuple(ids.shape)}")
+    mask = mask.expand(ids.shape)
+    ids, V = ids.long().where(mask, 0), logits.shape[-1]
+    for at in ((ids < 0) | (ids >= V)).nonzero()[:1].tolist():
+        row = ", ".join(map(str, at[:-1])) or 0
+        raise ValueError(f"ids: row {row}: {ids[tuple(at)]} is outside the vocabulary 0..{V - 1}")
     return ids, mask
 
-# %% ../nbs/12_penalties.ipynb #511bd5d6
+# %% ../nbs/12_penalties.ipynb #4d8c9874
+_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16,
+             torch.uint32, torch.uint64)
+_NO_TENSOR = (TypeError, ValueError, RuntimeError, OverflowError)
+
+# %% ../nbs/12_penalties.ipynb #8fde6f5d
 def _fail(bad, name, value, what):
     "Raise for the first True of `bad` (...): the argument, the row and its value."
     for at in bad.nonzero()[:1].tolist():
@@ -45,7 +52,8 @@ def _fail(bad, name, value, what):
 
 def _in_range(name, value, old, new):
     "`new`, if arithmetic on the logits `old` has kept within the range of their type."
-    _fail((old.isfinite() & ~new.isfinite()).any(-1), name, value, f"takes a logit out of the range of {new.dtype}")
+    bad = (old.isfinite() & ~new.isfinite()).any(-1)
+    _fail(bad, name, value, f"takes a logit out of the range of {new.dtype}")
     return new
 
 def _some_left(name, value, z):
@@ -53,7 +61,7 @@ def _some_left(name, value, z):
     _fail(~z.amax(-1).isfinite(), name, value, "leaves no token")
     return z
 
-# %% ../nbs/12_penalties.ipynb #0a8e9edb
+# %% ../nbs/12_penalties.ipynb #cf920948
 def token_counts(
     ids,        # the text so far (..., N)
     logits,     # (..., V), only its shape is read
@@ -64,7 +72,7 @@ def token_counts(
     counts = torch.zeros(logits.shape, dtype=torch.int64, device=logits.device)
     return counts.scatter_add_(-1, ids, mask.long())
 
-# %% ../nbs/12_penalties.ipynb #3e50ae3c
+# %% ../nbs/12_penalties.ipynb #07f088c5
 def repetition_penalty(
     logits,     # (..., V)
     ids,        # the text so far, prompt included (..., N)
@@ -79,7 +87,7 @@ def repetition_penalty(
     new = torch.where(z > 0, z / t, z * t).where(seen & z.isfinite(), z)
     return _in_range("theta (repetition_penalty)", theta, z, new)
 
-# %% ../nbs/12_penalties.ipynb #d96c650e
+# %% ../nbs/12_penalties.ipynb #cc3f7eff
 def frequency_penalty(
     logits,     # (..., V)
     ids,        # the text whose tokens count (..., N)
@@ -92,7 +100,7 @@ def frequency_penalty(
     new = z - (alpha * token_counts(ids, z, mask)).to(z.dtype)
     return _in_range("alpha (frequency_penalty)", alpha, z, new)
 
-# %% ../nbs/12_penalties.ipynb #cc3f7eff
+# %% ../nbs/12_penalties.ipynb #8bde645e
 def presence_penalty(
     logits,     # (..., V)
     ids,        # the text whose tokens count (..., N)
@@ -105,14 +113,15 @@ def presence_penalty(
     new = z - (beta * (token_counts(ids, z, mask) > 0)).to(z.dtype)
     return _in_range("beta (presence_penalty)", beta, z, new)
 
-# %% ../nbs/12_penalties.ipynb #7e4fed53
+# %% ../nbs/12_penalties.ipynb #4b149cb6
 def _repeats(ids, mask, size):
     "For each window of `size` tokens (..., N - size + 1): does it start as the text now ends?"
-    windows, tail = ids.unfold(-1, size, 1), ids[..., ids.shape[-1] - size + 1:]
-    real = mask.unfold(-1, size, 1).all(-1) & mask[..., mask.shape[-1] - size + 1:].all(-1, keepdim=True)
+    start = ids.shape[-1] - size + 1                        # of the last size - 1 tokens
+    windows, tail = ids.unfold(-1, size, 1), ids[..., start:]
+    real = mask.unfold(-1, size, 1).all(-1) & mask[..., start:].all(-1, keepdim=True)
     return windows[..., -1], (windows[..., :-1] == tail[..., None, :]).all(-1) & real
 
-# %% ../nbs/12_penalties.ipynb #4be1dcfd
+# %% ../nbs/12_penalties.ipynb #da8740da
 def no_repeat_ngram(
     logits,     # (..., V)
     ids,        # the text so far, prompt included (..., N)
@@ -130,30 +139,41 @@ def no_repeat_ngram(
         banned.scatter_add_(-1, last, (again & (n == size)).to(z.dtype))
     return _some_left("n (no_repeat_ngram)", n, z.where(banned == 0, -torch.inf))
 
-# %% ../nbs/12_penalties.ipynb #47065374
+# %% ../nbs/12_penalties.ipynb #6910dd30
+def check_id(
+    name,    # what an error calls it
+    id,      # what should be the id of a token
+    V=None,  # size of the vocabulary, if it is known
+):           # int
+    "One id, checked."
+    if isinstance(id, bool) or not isinstance(id, Integral):
+        raise TypeError(f"{name}: {id!r} is no id")
+    if id < 0 or V is not None and id >= V:
+        raise ValueError(f"{name}: id {id} is outside the vocabulary"
+                         + f" 0..{(V or 0) - 1}" * (V is not None))
+    return int(id)
+
+# %% ../nbs/12_penalties.ipynb #23c60f61
 def bias_vector(
     bias,         # {id: number}, or numbers (V,) or (..., V)
-    V=None,       # size of the vocabulary; None: any that holds the ids
+    V=None,       # size of the vocabulary; None: not known yet, only check
 ):                # float64 (V,) or (..., V)
     "A logit bias as a checked tensor."
     if isinstance(bias, dict):
-        for id, value in bias.items():
-            if isinstance(id, bool) or not isinstance(id, Integral): raise TypeError(f"logit_bias: {id!r} is not an id")
-            if id < 0 or V is not None and id >= V:
-                raise ValueError(f"logit_bias: id {id} is outside the vocabulary 0..{'' if V is None else V - 1}")
+        pairs = {check_id("logit_bias", id, V): value for id, value in bias.items()}
+        for id, value in pairs.items():
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"logit_bias: id {id}: {value!r} is not a number")
-        dense = torch.zeros(max(bias, default=0) + 1 if V is None else V, dtype=torch.float64)
-        if bias: dense[list(map(int, bias))] = torch.tensor(list(map(float, bias.values())), dtype=torch.float64)
-        bias = dense
+        bias = list(pairs.values()) if V is None else [pairs.get(id, 0.0) for id in range(V)]
     try: bias = torch.as_tensor(bias)
-    except (TypeError, ValueError, RuntimeError) as e: raise TypeError(f"logit_bias: {e}") from None
-    if bias.is_complex() or bias.dtype == torch.bool: raise TypeError(f"logit_bias: {bias.dtype} is not a number type")
+    except _NO_TENSOR as e: raise TypeError(f"logit_bias: {e}") from None
+    if bias.is_complex() or bias.dtype == torch.bool:
+        raise TypeError(f"logit_bias: {bias.dtype} is not a number type")
     for at in (bias.isnan() | (bias == torch.inf)).nonzero()[:1].tolist():
-        raise ValueError(f"logit_bias: {bias[tuple(at)].item()} at {at} is neither a finite number nor -inf")
+        raise ValueError(f"logit_bias: {bias[tuple(at)].item()} at {at} is neither finite nor -inf")
     return bias.double()
 
-# %% ../nbs/12_penalties.ipynb #b293b491
+# %% ../nbs/12_penalties.ipynb #200834f3
 def logit_bias(
     logits,  # (..., V)
     bias,    # added: {id: number}, or numbers (V,) or (..., V); -inf bans a token
@@ -161,13 +181,14 @@ def logit_bias(
     "Add a number to some logits, the same at every position."
     z = check_logits(logits)
     bias = bias_vector(bias, z.shape[-1]).to(z.device)
-    if tuple(bias.shape) not in (tuple(z.shape[-1:]), tuple(z.shape)):
-        raise ValueError(f"logit_bias: shape {tuple(bias.shape)}, expected {tuple(z.shape[-1:])} or {tuple(z.shape)}")
+    if bias.shape not in (z.shape[-1:], z.shape):
+        raise ValueError(f"logit_bias: shape {tuple(bias.shape)}, expected {tuple(z.shape[-1:])} "
+                         f"or {tuple(z.shape)}")
     ban = (bias == -torch.inf).expand(z.shape)
     new = _in_range("logit_bias", bias, z, (z + bias.to(z.dtype)).where(~ban, z))
     return _some_left("logit_bias", bias, new.where(~ban, -torch.inf))
 
-# %% ../nbs/12_penalties.ipynb #200834f3
+# %% ../nbs/12_penalties.ipynb #f447d6f7
 def end_ids(
     eos,     # an id, or a list of them
     V=None,  # size of the vocabulary, if it is known
@@ -175,13 +196,9 @@ def end_ids(
     "The ids that end a text, checked."
     ids = list(eos) if isinstance(eos, (list, tuple)) else [eos]
     if not ids: raise ValueError(f"eos: {eos!r} holds no id")
-    for id in ids:
-        if isinstance(id, bool) or not isinstance(id, Integral): raise TypeError(f"eos: {id!r} is not an id")
-        if id < 0 or V is not None and id >= V:
-            raise ValueError(f"eos: {id} is outside the vocabulary 0..{'' if V is None else V - 1}")
-    return list(map(int, ids))
+    return [check_id("eos", id, V) for id in ids]
 
-# %% ../nbs/12_penalties.ipynb #681b8888
+# %% ../nbs/12_penalties.ipynb #5a5efcbd
 def min_length(
     logits,     # (..., V)
     generated,  # new tokens so far: a number, or (...), one a row

@@ -34,13 +34,15 @@ def top_p_mask(
 ):                       # (..., V) bool, True = kept
     "The shortest prefix whose mass is at least `p`: descending probability, equals by lower id."
     try: q = check_logits(probabilities)         # floats, one token at least, no NaN
-    except (TypeError, ValueError) as e: raise type(e)(str(e).replace("logits", "probabilities")) from None
+    except (TypeError, ValueError) as e:
+        raise type(e)(str(e).replace("logits", "probabilities")) from None
     p = per_row("p (top_p)", p, q, low=0, high=1, open_low=True)
     total = q.double().sum(-1)
     bad = ~((total - 1).abs() < 1e-2) | (q < 0).any(-1)
     for at in bad.nonzero()[:1].tolist():
-        raise ValueError(f"probabilities: row {', '.join(map(str, at)) or 0} is no distribution, it "
-                         f"sums to {total[tuple(at)].item():g} and its least is {q[tuple(at)].min():g}")
+        raise ValueError(
+            f"probabilities: row {', '.join(map(str, at)) or 0} is no distribution, it sums to "
+            f"{total[tuple(at)].item():g} and its least is {q[tuple(at)].min():g}")
     order = q.argsort(dim=-1, descending=True, stable=True)
     return ranked_prefix(order, q, p, boundary) & (q > 0)
 

@@ -131,7 +131,7 @@ def test_bias_forms_agree():
     z = torch.zeros(2, 4)
     assert logit_bias(z, {1: 2, 3: -INF}).equal(logit_bias(z, [0., 2., 0., -INF]))
     assert logit_bias(z, torch.tensor([[0., 2., 0., -INF]] * 2)).tolist() == [[0, 2, 0, -INF]] * 2
-    assert bias_vector({2: 1.5}).tolist() == [0, 0, 1.5]
+    assert bias_vector({2: 1.5}, 4).tolist() == [0, 0, 1.5, 0]
 
 
 Z, IDS = torch.zeros(2, 4), torch.tensor([[0, 1], [2, 3]])
@@ -156,15 +156,18 @@ Z, IDS = torch.zeros(2, 4), torch.tensor([[0, 1], [2, 3]])
     (lambda: no_repeat_ngram(Z, IDS, 1.5), ValueError, r"n \(no_repeat_ngram\): 1.5 is not an integer"),
     (lambda: no_repeat_ngram(Z, IDS, -1), ValueError, r"n \(no_repeat_ngram\): -1 is outside"),
     (lambda: logit_bias(Z, {4: 1.}), ValueError, r"logit_bias: id 4 is outside the vocabulary 0..3"),
+    (lambda: logit_bias(Z, {10**40: 1.}), ValueError, "logit_bias: id 10000"),
+    (lambda: logit_bias(Z, {1: 10**400}), TypeError, "logit_bias: "),
+    (lambda: repetition_penalty(Z, [[10**40], [0]], 1.), TypeError, "ids: "),
     (lambda: logit_bias(Z, {-1: 1.}), ValueError, "logit_bias: id -1"),
-    (lambda: logit_bias(Z, {"a": 1.}), TypeError, "logit_bias: 'a' is not an id"),
+    (lambda: logit_bias(Z, {"a": 1.}), TypeError, "logit_bias: 'a' is no id"),
     (lambda: logit_bias(Z, {1: "x"}), TypeError, "logit_bias: id 1: 'x'"),
     (lambda: logit_bias(Z, {1: INF}), ValueError, r"logit_bias: inf at \[1\]"),
     (lambda: logit_bias(Z, {1: float("nan")}), ValueError, "logit_bias: nan"),
     (lambda: logit_bias(Z, [1., 2.]), ValueError, r"logit_bias: shape \(2,\)"),
     (lambda: logit_bias(Z, [-INF] * 4), ValueError, r"logit_bias, row 0: it leaves no token"),
     (lambda: logit_bias(Z + 3e38, {1: 3e38}), ValueError, "logit_bias, row 0: it takes a logit out of the range"),
-    (lambda: min_length(Z, 0, 1, 4), ValueError, "eos: 4 is outside the vocabulary 0..3"),
+    (lambda: min_length(Z, 0, 1, 4), ValueError, "eos: id 4 is outside"),
     (lambda: min_length(Z, 0, 1, [0, 1, 2, 3]), ValueError, r"least \(min_new_tokens\), row 0: 1 leaves no token"),
     (lambda: min_length(Z, 0, -1, 1), ValueError, r"least \(min_new_tokens\): -1"),
     (lambda: min_length(Z, 0, 1, None), TypeError, "eos: None"),

@@ -419,6 +419,7 @@ def test_trace():
         assert s.mass == pytest.approx(1 - old[s.removed].sum().item(), abs=1e-12)
         if s.name in ("top_k", "top_p", "min_p"):
             torch.testing.assert_close(q, old.index_fill(0, torch.tensor(s.removed).long(), 0) / s.mass)
+    assert len(repr(trace).splitlines()) == 6
     html = trace._repr_html_()
     assert html.count("<tr>") == 7 and "repetition" not in html and ">e<" in html
     assert "&lt;b&gt;" in Sampler(top_k=1).trace(z, words=["x", "<b>", "", "", ""])._repr_html_()
@@ -435,7 +436,8 @@ def test_trace():
 def scaled(z, T):
     "Logits over T, rounded to float32: what is equal then, ranks by id."
     if T == 0: return [x if i == z.index(max(z)) else -INF for i, x in enumerate(z)]
-    top, limit, T = max(z), 3.4028234e38, float(T)
+    top, limit = max(z), float(np.finfo(np.float32).max)
+    T = min(max(float(T), 2.0**-126), limit)                         # float32's range, as `temperature` says
     out = [x / T if T >= 1 or abs(x) < T * limit else INF for x in z]
     if any(x == INF and y > -INF for x, y in zip(out, z)):           # too large: shift the best to 0 first
         out = [max((x - top) / T if T >= 1 or top - x < T * limit else -limit, -limit) for x in z]
@@ -575,8 +577,8 @@ def test_hostile_penalties(full):
     (dict(top_k=-1), ValueError, "top_k: -1"), (dict(top_k=1.5), ValueError, "top_k: 1.5 is not an integer"),
     (dict(top_k="5"), TypeError, "top_k: '5'"), (dict(top_p=0), ValueError, r"top_p: 0 is outside \(0, 1\]"),
     (dict(top_p=torch.tensor([.5, 1.5])), ValueError, "top_p, row 1: 1.5"), (dict(min_p=2), ValueError, "min_p: 2"),
-    (dict(min_new_tokens=3), ValueError, "eos: min_new_tokens=3 needs to know the end mark"),
-    (dict(eos=-1), ValueError, "eos: -1"), (dict(seed=-1), ValueError, "seed: -1"), (dict(seed=.5), TypeError, "seed: 0.5"),
+    (dict(min_new_tokens=3), ValueError, "eos: None, but min_new_tokens=3 needs an end mark"),
+    (dict(eos=-1), ValueError, "eos: id -1"), (dict(seed=-1), ValueError, "seed: -1"), (dict(seed=.5), TypeError, "seed: 0.5"),
     (dict(rows=["a"]), TypeError, "row"), (dict(logit_bias={0: INF}), ValueError, "logit_bias: inf"),
     (dict(order=("temperature", "top_k", "top_p")), ValueError, "order: "), (dict(order="T"), ValueError, "order: 'T'"),
     (dict(ties="some"), ValueError, "ties: 'some'"), (dict(boundary=1), ValueError, "boundary: 1"),
