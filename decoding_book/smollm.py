@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NUMBERS', 'BLOCKS', 'SIZES', 'weights_path', 'read_gguf', 'dequantise', 'read_tokenizer', 'render_chat', 'turns',
            'rotate', 'raw_scores', 'attend', 'swiglu', 'visible', 'KVCache', 'Config', 'read_config', 'lay',
-           'has_onednn', 'score_all', 'load', 'check_ids', 'SmolLM2', 'HuggingFaceCache', 'HuggingFace']
+           'has_onednn', 'score_all', 'load', 'check_ids', 'run_layers', 'SmolLM2', 'HuggingFaceCache', 'HuggingFace']
 
 # %% ../nbs/04_smollm.ipynb #bbf9b4c6
 import io
@@ -195,7 +195,7 @@ class KVCache:
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
         self.mask = torch.ones(shape[1], shape[3], dtype=torch.bool, device=device)
-        self.capacity = self.rows, _ = shape[1], shape[3]
+        self.capacity, self.rows = (shape[1], shape[3]), shape[1]
         self.length, self.padded = 0, False          # positions filled; was any of them padding?
 
     def extend(self, B, T, mask=None):
@@ -204,8 +204,8 @@ class KVCache:
             raise ValueError(f"cache: {B} rows of ids for a cache that holds {self.rows} rows "
                              f"and has memory for {self.capacity[0]}")
         if self.length + T > self.capacity[1]:
-            raise ValueError(f"cache: {self.length} of its {self.capacity[1]} positions are filled, "
-                             f"{T} more do not fit")
+            raise ValueError(f"cache: {self.length} of its {self.capacity[1]} positions are "
+                             f"filled, {T} more do not fit")
         self.rows, N = B, self.length + T
         self.mask[:B, self.length:N] = True if mask is None else mask
         self.padded = self.padded or mask is not None
@@ -341,6 +341,29 @@ def check_ids(
                          f"expected {tuple(ids.shape)} of torch.bool")
 
 # %% ../nbs/04_smollm.ipynb #be6a677e
+def run_layers(
+    x,               # the embedded tokens (B, T, width)
+    w,               # what `load` returned
+    turn,            # (T, 1, size // 2) or (B, T, 1, size // 2): the turns of their positions
+    allowed=None,    # (B or 1, 1, T, N) bool; None: up to its own position
+    cache=None,      # a `KVCache`, written in place
+    raw=None,        # a list, to which each layer appends the newest position's raw scores
+):                   # (B, T, width)
+    "What the layers make of the tokens."
+    c = w.config
+    for i, layer in enumerate(w.layers):
+        new = F.rms_norm(x, (c.width,), layer.attn_norm, c.eps) @ layer.qkv
+        qk, v = new.unflatten(-1, (-1, c.size)).split([c.heads + c.kv_heads, c.kv_heads], 2)
+        q, k = rotate(qk, turn).transpose(1, 2).split([c.heads, c.kv_heads], 1)
+        v = v.transpose(1, 2)                                   # (B, G, T, size), as k
+        if cache is not None: k, v = cache.put(i, k, v)         # (B, G, N, size)
+        if raw is not None: raw.append(raw_scores(q[:, :, -1:], k))
+        x = x + attend(q, k, v, allowed).transpose(1, 2).flatten(2) @ layer.out
+        both = F.rms_norm(x, (c.width,), layer.ffn_norm, c.eps) @ layer.up
+        x = x + swiglu(both) @ layer.down
+    return x
+
+# %% ../nbs/04_smollm.ipynb #eda13093
 class SmolLM2:
     "SmolLM2-135M-Instruct: ids in, logits out."
     def __init__(
@@ -399,28 +422,20 @@ class SmolLM2:
         last_only=True,     # logits of the last position only
         attention=False,    # also return the newest position's raw scores
     ) -> Prediction:
-        c, w, raw, allowed = self.config, self.weights, [], None
         keys, positions = self._place(ids, mask, cache)
-        B, T, N = *ids.shape, ids.shape[1] + (0 if cache is None else cache.length)
+        w, (B, T) = self.weights, ids.shape
+        N = T if cache is None else cache.length + T
         real = torch.ones(B, N, dtype=torch.bool, device=ids.device) if keys is None else keys
-        if keys is not None or 1 < T < N: allowed = visible(real, T)
+        allowed = visible(real, T) if keys is not None or 1 < T < N else None
         turn = w.turns[positions].unsqueeze(-2)                     # the same for all heads
-        x = w.head[ids]                                             # (B, T, width)
-        for i, layer in enumerate(w.layers):
-            new = F.rms_norm(x, (c.width,), layer.attn_norm, c.eps) @ layer.qkv
-            qk, v = new.unflatten(-1, (-1, c.size)).split([c.heads + c.kv_heads, c.kv_heads], 2)
-            q, k = rotate(qk, turn).transpose(1, 2).split([c.heads, c.kv_heads], 1)
-            v = v.transpose(1, 2)                                   # (B, G, T, size)
-            if cache is not None: k, v = cache.put(i, k, v)         # (B, G, N, size)
-            if attention: raw.append(raw_scores(q[:, :, -1:], k))
-            x = x + attend(q, k, v, allowed).transpose(1, 2).flatten(2) @ layer.out
-            x = x + swiglu(F.rms_norm(x, (c.width,), layer.ffn_norm, c.eps) @ layer.up) @ layer.down
+        raw = [] if attention else None
+        x = run_layers(w.head[ids], w, turn, allowed, cache, raw)
         if cache is not None: cache.length = N
-        x = F.rms_norm(x[:, -1] if last_only else x, (c.width,), w.norm, c.eps)
-        scores, mask = (torch.stack(raw, 1), real) if attention else (None, None)
-        return Prediction(score_all(x, w.head), cache, scores, mask)
+        x = F.rms_norm(x[:, -1] if last_only else x, w.norm.shape, w.norm, self.config.eps)
+        found = (torch.stack(raw, 1), real) if attention else (None, None)
+        return Prediction(score_all(x, w.head), cache, *found)
 
-# %% ../nbs/04_smollm.ipynb #9a33ddca
+# %% ../nbs/04_smollm.ipynb #9a8d1596
 class HuggingFaceCache:
     "A transformers cache behind the three names that this book uses."
     def __init__(self, rows, length):
@@ -443,6 +458,7 @@ class HuggingFaceCache:
         "Keep only these rows."
         self.reorder(rows)
 
+# %% ../nbs/04_smollm.ipynb #9cf107e5
 class HuggingFace:
     "A causal language model of transformers as a model of this book."
     def __init__(
