@@ -21,7 +21,7 @@ NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 MODULES = sorted((ROOT / "decoding_book").glob("*.py"))
 BIN = Path(sys.executable).parent
 EAGER = {"torch", "numpy", "matplotlib", "decoding_book"}
-LAZY = EAGER | {"gguf", "tokenizers", "jinja2", "tqdm", "triton"}
+LAZY = EAGER | {"tokenizers", "jinja2", "tqdm", "triton"}
 HEAVY = {"torch", "numpy", "matplotlib", "gguf", "tokenizers", "jinja2", "tqdm", "transformers",
          "IPython", "scipy", "triton", "nbdev", "fastcore", "execnb"}
 
@@ -199,7 +199,7 @@ def names(requirements):
 def test_a_user_needs_torch_numpy_and_matplotlib_only():
     install, extras = metadata()
     assert names(install) == {"torch", "numpy", "matplotlib"}
-    assert {"gguf", "tokenizers"} <= names(extras["model"]) and not {"nbdev", "fastcore"} & names(
+    assert {"tokenizers", "jinja2", "safetensors"} <= names(extras["model"]) and not {"nbdev", "fastcore"} & names(
         extras["model"])
     assert {"nbdev", "fastcore"} <= names(extras["dev"])
 
