@@ -23,6 +23,7 @@ COPY = ROOT / "build" / "mutate"
 
 # (module, old text, new text, tests, what is broken)
 LOOP, EDGES = "tests/test_loop.py", "tests/test_loop_edges.py"
+SMOLLM = "tests/test_smollm.py -k "  # the file takes minutes: for each break its own test
 MUTATIONS = [
     ("loop", "logits.argmax(-1)", "logits.argmin(-1)", LOOP, "greedy takes the worst token"),
     ("loop", "ids[i, -len(r):], mask[i, -len(r):]", "ids[i, :len(r)], mask[i, :len(r)]", LOOP,
@@ -47,6 +48,36 @@ MUTATIONS = [
     ("loop", "if length >= limit", "if length > limit", LOOP, "one token too many for the context"),
     ("loop", "except KeyboardInterrupt: pass", "except KeyboardInterrupt: raise", LOOP,
      "an interrupt loses what was generated"),
+    ("smollm", "key_mask[:, None] & (slot <= own)",
+     "key_mask[:, None]",
+     SMOLLM + "two_chunks", "a position sees the future"),
+    ("smollm", "key_mask[:, None] & (slot <= own)",
+     "(key_mask[:, None] | True) & (slot <= own)",
+     SMOLLM + "left_padding", "padded keys are attended"),
+    ("smollm", ".float() / q.shape[-1] ** .5",
+     ".float() / q.shape[-1]",
+     SMOLLM + "raw_scores", "attention scores are divided by d, not its root"),
+    ("smollm", "part[new, :, :n] = part[old, :, :n]",
+     "part[new, :, :n] = part[new, :, :n]",
+     SMOLLM + "reorder_and_keep", "reordering leaves keys and values where they were"),
+    ("smollm", "self.mask[new, :n] = self.mask[old, :n]",
+     "self.mask[new, :n] = self.mask[new, :n]",
+     SMOLLM + "reorder_and_keep", "reordering leaves the mask where it was"),
+    ("smollm", "F.silu(gate) * up",
+     "F.silu(up) * gate",
+     SMOLLM + "logits_agree", "SwiGLU gates the wrong half"),
+    ("smollm", "individual_digits=True",
+     "individual_digits=False",
+     SMOLLM + "known_ids", "digits are not split"),
+    ("smollm", "blocks[:, 4:] & 15, blocks[:, 4:] >> 4",
+     "blocks[:, 4:] >> 4, blocks[:, 4:] & 15",
+     SMOLLM + "file_is_read", "the halves of a byte are swapped"),
+    ("smollm", "longest > self.context",
+     "longest > 9 * self.context",
+     SMOLLM + "long_cached", "a prompt longer than the context passes"),
+    ("smollm", "if not 0 <= id < vocab_size",
+     "if not 0 <= id <= vocab_size",
+     SMOLLM + "bad_ids", "an id just outside the vocabulary passes"),
 ]
 
 
