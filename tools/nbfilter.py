@@ -2,7 +2,7 @@
 
 Quarto runs this as a filter (a notebook on stdin, a notebook on stdout); tools/site.py imports it. It drops the cells
 marked `#| hide`, folds cells of imports, gives every exported name an anchor and a link to its source, links names in
-backticks, makes the first heading the page's title, and adds how to run the chapter.
+backticks and notebooks by their pages, makes the first heading the page's title, and adds how to run the chapter.
 """
 import ast
 import json
@@ -110,7 +110,8 @@ class Page:
     ):
         self.project, self.nb, self.name = Path(project), nb, name
         self.cfg, self.index = settings(project), name_index(project)
-        self.page = page_names(project).get(name, Path(name).stem)
+        self.pages = page_names(project)
+        self.page = self.pages.get(name, Path(name).stem)
         self.blob = f"{self.cfg['git_url']}/blob/{self.cfg['branch']}"
         self.module = next((d["default_exp"] for d, _ in map(split_directives, self.code())
                             if "default_exp" in d), None)
@@ -131,8 +132,10 @@ class Page:
         return f"[{match[0]}]({target})"
 
     def linked(self, source):
-        "Markdown with its names linked, outside code, headings and existing links."
+        "Markdown with its names linked, outside code, headings and existing links; notebooks are pages."
         out, fence = [], False
+        source = re.sub(r"\]\(([\w.]+\.ipynb)", lambda m: f"]({self.pages[m[1]]}.html"
+                        if m[1] in self.pages else m[0], source)
         for line in source.split("\n"):
             fence ^= line.lstrip().startswith("```")
             plain = not fence and not line.startswith(("#", "    "))
