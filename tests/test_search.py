@@ -1,6 +1,8 @@
 """Search: the oracle's cases, brute force over random worlds, ties, caches, batches and refusals."""
 import math
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ import torch
 from decoding_book.beam import beam_search, row_best
 from decoding_book.exhaustive import (Hypotheses, best_first_search, exhaustive_search, n_largest,
                                       search_cost)
+from decoding_book.greedy import greedy_search
 from decoding_book.loop import Prediction, generate, score
-from decoding_book.toy import TableModel, six_words
+from decoding_book.toy import TableModel, sequence_law, six_words
+from decoding_book.trees import bands, beam_html, branches, tree_html
 
 DATA = np.load(Path(__file__).parent / "oracle" / "open.npz", allow_pickle=False)
 CASES = sorted({k[:7] for k in DATA.files if k.startswith("sea_")})
@@ -50,6 +54,15 @@ def test_oracle_best(name):
     for found in exhaustive, best_first_search(model, "", T), best_first_search(model, "", T, n_best=10, batch=7, chunk=2):
         assert padded(found[0], T) == get("best_seq").tolist()
         assert abs(found[0].logprob - get("best_logp")) < 1e-9 and found.proven
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_oracle_greedy(name):
+    model, T, get = case(name)
+    found = greedy_search(model, "", T)
+    assert padded(found, T) == get("greedy_seq").tolist()
+    assert abs(found.logprob - get("greedy_logp")) < 1e-9 and found.logprob == found.score
+    assert model.rows == len(found) and found.finished == (found.ids[-1].item() == model.eos)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -118,11 +131,11 @@ def test_brute_force(full, record):
         for k in widths:
             found = beam_search(model, "", k, T)
             assert found[0].ids.equal(beam_search(model, "", k, T, early_stopping=False)[0].ids)
+            if k == 1: assert found[0].ids.equal(greedy_search(model, "", T).ids)
             regrets[k].append(-truth[0][0] - found[0].logprob)
             missed[k] += regrets[k][-1] > 1e-9
         whole = beam_search(model, "", V ** (T - 1), T)
         assert tuple(whole[0].ids.tolist()) == truth[0][1]
-        assert beam_search(model, "", 1, T)[0].ids.equal(generate(model, "", max_new_tokens=T).ids)
     assert min(map(min, regrets.values())) > -1e-9
     assert sum(regrets[1]) > sum(regrets[2]) > sum(regrets[4])
     record("regret over random worlds with end marks", {
@@ -251,6 +264,30 @@ def test_scores_are_the_models_own():
             assert torch.allclose(whole, h.logprobs, atol=1e-12) and abs(whole.sum() - h.logprob) < 1e-12
 
 
+class Shifted(Counted):
+    """The same distributions from logits that are not log-probabilities."""
+    def __call__(self, ids, **options):
+        p = super().__call__(ids, **options)
+        return Prediction(p.logits + 3. + ids.sum(-1, keepdim=True))
+
+
+def test_logits_need_not_be_normalised():
+    plain, shifted = markov(), Shifted(markov())
+    for search in (lambda m: beam_search(m, [1], 3, 5, n_best=3), lambda m: exhaustive_search(m, [1], 4),
+                   lambda m: best_first_search(m, [1], 4, n_best=5), lambda m: [greedy_search(m, [1], 5)]):
+        for h, g in zip(search(plain), search(shifted), strict=True):
+            assert h.ids.equal(g.ids) and abs(h.logprob - g.logprob) < 1e-9
+
+
+def test_greedy_batches():
+    prompts = [[1, 2, 3], [4], [0, 0, 2, 1, 3]]
+    for one, prompt in zip(greedy_search(markov(), prompts, 6), prompts, strict=True):
+        alone = greedy_search(markov(), prompt, 6)
+        assert one.ids.equal(alone.ids) and one.logprob == alone.logprob and one.prompt_ids.tolist() == prompt
+    assert greedy_search(markov(), [1], 6, stop=[0, 1, 2, 3, 4]).finished
+    with pytest.raises(ValueError, match="a search compares ids"): greedy_search(six_words(), "", 5, stop="I")
+
+
 def test_end_marks_of_the_call():
     model = markov()
     for search in (lambda **o: beam_search(model, [1], 4, 5, n_best=4, **o),
@@ -343,3 +380,54 @@ def test_hypotheses_show_themselves():
     assert beam_search(six_words(), "", 2, 5)._repr_html_().count("<svg") == 1
     assert beam_search(six_words(), "", 2, 5)[0]._repr_html_().count("db-t") > 4
     assert Hypotheses([])._repr_html_() and len(repr(Hypotheses([])))
+
+
+def drawing(html): return ElementTree.fromstring(re.search(r"<svg.*</svg>", html, re.S)[0])
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_tree_bands_fit():
+    w = six_words()
+    law = {tuple(w.words[i] for i in ids): p for ids, p in sequence_law(w, 5).items()}
+    mass, after = branches(law)
+    assert abs(mass[()] - 1) < 1e-9 and abs(mass[("cold",)] - .25) < 1e-9
+    assert after[()][:2] == [("I",), ("cold",)]             # the most probable on top
+    for least in (0., .002, .05):
+        found = bands(law, least)
+        for level in range(1, 6):
+            spans = sorted((top, h) for _, n, top, h, _ in found if n == level)
+            assert all(a + h <= b + 1e-9 for (a, h), (b, _) in zip(spans, spans[1:]))
+        assert sum(n for prefix, *_, n in found if prefix is None or prefix in law) == len(law)
+        assert all(h >= least for prefix, _, _, h, _ in found if prefix is not None)
+
+
+def test_tree_labels_are_inside_their_bands():
+    w = six_words()
+    law = {tuple(w.words[i] for i in ids): p for ids, p in sequence_law(w, 5).items()}
+    best, greedy = "cold coffee I like stop".split(), "I like cold coffee stop".split()
+    svg = drawing(tree_html(law, {"best": best, "greedy": greedy}))
+    rects = [[float(r.get(k)) for k in ("x", "y", "width", "height")] for r in svg.iter(f"{SVG}rect") if r.get("class") is None]
+    right = max(x + width for x, _, width, _ in rects)
+    for text in svg.iter(f"{SVG}text"):
+        x, y = float(text.get("x")), float(text.get("y"))
+        if x > right: continue                              # the names of the paths
+        size = 9.5 if text.get("class") else 11
+        inside = [r for r in rects if r[0] < x < r[0] + r[2] and r[1] - 1.5 <= y - .75 * size and y <= r[1] + r[3] + .5]
+        assert len(inside) == 1, "".join(text.itertext())
+        assert x + .62 * size * len("".join(text.itertext())) <= inside[0][0] + inside[0][2] + 2
+    assert len([r for r in svg.iter(f"{SVG}rect") if r.get("class") == "p"]) == 10
+    titles = ["".join(t.itertext()) for t in svg.iter(f"{SVG}title")]
+    assert any(t.startswith("cold coffee I like stop: 3.6 %") for t in titles)
+    assert {"best", "greedy"} <= {"".join(t.itertext()) for t in svg.iter(f"{SVG}text")}
+
+
+def test_beam_boxes_do_not_overlap():
+    found = beam_search(six_words(), "", 3, 5)
+    svg = drawing(found._beam_html())
+    boxes = [(float(r.get("x")), float(r.get("y"))) for r in svg.iter(f"{SVG}rect") if r.get("rx")]
+    assert len(boxes) == len(set(boxes)) == sum(len(kept) + len(cut) for kept, cut in found.steps)
+    for x, y in boxes: assert not [1 for u, v in boxes if (u, v) != (x, y) and abs(u - x) < 54 and abs(v - y) < 28]
+    wins = [r for r in svg.iter(f"{SVG}rect") if r.get("class") == "win"]
+    assert len(wins) == 5 and "win" in found._beam_html()
+    with pytest.raises(ValueError, match="empty"): beam_html([])

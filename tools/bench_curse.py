@@ -1,0 +1,97 @@
+"""Does better search give better text? Probability a token against repetition for beams of 1, 2, 4 and 8.
+
+    python tools/bench_curse.py            40 openings, 100 tokens each (some minutes); the beam chapter draws the result
+    python tools/bench_curse.py --quick    a short look, nothing recorded
+
+End marks are ignored, so that all texts have one length. Repetition is the share of 4-grams that occurred earlier in the text.
+"""
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+from bench_smollm import ROOT, machine
+
+OPENINGS = """It was a quiet morning in the city when
+In a shocking finding, scientists discovered
+The best way to learn a new language is
+When the ship finally reached the shore,
+My grandmother always told me that
+The history of bread begins
+On the third day of the expedition,
+The most important thing about music is
+After years of research, the team
+There once was a king who
+To make a good soup, you
+The night sky over the desert
+The old man opened the letter and
+In the middle of the forest stood
+Most people do not know that
+The train was late again, and
+She had never seen the sea before
+The new law will change how
+A good teacher knows
+During the long winter,
+The first computers were
+If you want to grow tomatoes,
+The detective looked at the map and
+Nobody in the village remembered
+The price of coffee has
+Dear Sir or Madam, I am writing
+Birds migrate because
+The museum opened its doors in
+At the end of the street there was
+One of the strangest animals is
+The mountain was higher than
+Our company offers
+The water in the lake had turned
+In the year 1850,
+The children were playing when
+Every language has words for
+The bridge was built by
+What we call time is
+The recipe calls for two eggs and
+He walked into the room and said""".splitlines()
+
+
+def measure(model, openings, width, tokens, at_once):
+    "For each opening the beam's log-probability a token, its repetition, and its text."
+    from decoding_book.beam import beam_search
+    from decoding_book.greedy import repeated_ngrams
+    found = []
+    for i in range(0, len(openings), at_once):
+        part = openings[i:i + at_once]
+        for opening, (h,) in zip(part, beam_search(model, part, width, tokens, ignore_eos=True)):
+            found.append({"opening": opening, "width": width, "logprob_per_token": round(h.logprob / tokens, 5),
+                          "repeated_4grams": round(repeated_ngrams(h.ids), 4), "text": h.text})
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two openings, few tokens, nothing recorded")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=100)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/curse.json")
+    args = parser.parse_args()
+    openings = OPENINGS
+    if args.quick: openings, args.tokens = OPENINGS[:2], 12
+    import torch
+    from decoding_book.smollm import SmolLM2
+    torch.set_num_threads(args.threads)
+    model, rows = SmolLM2(), []
+    for width in (1, 2, 4, 8):
+        start = time.perf_counter()
+        found = measure(model, openings, width, args.tokens, 20)
+        rows += found
+        mean = {key: round(sum(r[key] for r in found) / len(found), 4) for key in ("logprob_per_token", "repeated_4grams")}
+        print(json.dumps({"width": width, "seconds": round(time.perf_counter() - start, 1)} | mean), flush=True)
+    if not args.quick:
+        args.out.parent.mkdir(exist_ok=True)
+        args.out.write_text(json.dumps({"machine": machine(), "tokens": args.tokens, "rows": rows}, indent=1) + "\n")
+        print(f"recorded in {args.out}")
+
+
+if __name__ == "__main__":
+    main()
