@@ -9,6 +9,7 @@ __all__ = ['scaled_scores', 'visible', 'SelfAttention', 'FeedForward', 'Block', 
            'cache_folder', 'alone', 'one_thread', 'new_training', 'load_gpt']
 
 # %% ../nbs/03_transformer.ipynb #7591e12a
+import ast
 import hashlib
 import json
 import math
@@ -19,9 +20,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from dis import get_instructions
 from importlib import metadata
-from inspect import unwrap
+from inspect import getsource, unwrap
 from pathlib import Path
-from time import perf_counter
+from textwrap import dedent
+from time import process_time
 from types import CodeType, SimpleNamespace
 
 import torch
@@ -119,13 +121,13 @@ class KVCache:
         self.length, self.padded = 0, False          # positions filled; was any of them padding?
 
     def extend(self, B, T, mask=None):
-        "Make room for T positions of B rows, with their mask (B, T). All keys' mask, None if all real."
+        "Take note of T more positions of B rows. The mask of all keys; None if all are real."
         if B > self.capacity[0] or self.length and B != self.rows:
-            raise ValueError(f"cache: {B} rows of ids, but it holds {self.rows} rows and has memory "
-                             f"for {self.capacity[0]}")
+            raise ValueError(f"cache: {B} rows of ids, but it holds {self.rows} rows and has "
+                             f"memory for {self.capacity[0]}")
         if self.length + T > self.capacity[1]:
-            raise ValueError(f"cache: {self.length} of its {self.capacity[1]} positions are filled, "
-                             f"{T} more do not fit")
+            raise ValueError(f"cache: {self.length} of its {self.capacity[1]} positions are "
+                             f"filled, {T} more do not fit")
         self.rows, N = B, self.length + T
         self.mask[:B, self.length:N] = True if mask is None else mask
         self.padded = self.padded or mask is not None
@@ -168,7 +170,8 @@ class GPTConfig:
         if len(set(self.chars)) != len(self.chars) or not self.chars:
             raise ValueError(f"chars: {self.chars!r} is empty or names a character twice")
         if self.width % self.heads or self.width % 2:
-            raise ValueError(f"width: {self.width} is odd, or does not divide into {self.heads} heads")
+            raise ValueError(f"width: {self.width} is odd, or does not divide into "
+                             f"{self.heads} heads")
 
 # %% ../nbs/03_transformer.ipynb #04308759
 class GPT(nn.Module):
@@ -187,10 +190,12 @@ class GPT(nn.Module):
     def forward(self, ids, mask=None, cache=None, last_only=True, attention=False):
         B, T = ids.shape
         keys = mask if cache is None else cache.extend(B, T, mask)
-        if keys is None: keys = ids.new_ones(1, T + (cache.length if cache is not None else 0)).bool()
+        if keys is None:
+            keys = ids.new_ones(1, T + (cache.length if cache is not None else 0)).bool()
         places = (keys.cumsum(1) - 1).clamp(min=0)[:, -T:]           # padding does not count
         if places.max() >= self.context:
-            raise ValueError(f"ids: {int(places.max()) + 1} tokens, and the context has {self.context}")
+            raise ValueError(f"ids: {int(places.max()) + 1} tokens, and the context has "
+                             f"{self.context}")
         x, allowed, newest = self.embedding(ids) + self.positions[places], visible(keys, T), []
         for layer, block in enumerate(self.blocks):
             x, scores = block(x, allowed, cache, layer)
@@ -244,7 +249,7 @@ def scenes(
     said = re.sub(directions, "", markdown)
     result = []
     for scene in re.split(r"(?m)^#.*$", said):
-        parts = re.split(r"(?m)^\*\*(.+?)\*\*", scene)[1:]            # name, lines, name, lines, ...
+        parts = re.split(r"(?m)^\*\*(.+?)\*\*", scene)[1:]        # name, lines, name, lines, ...
         speeches = [[" ".join(line.split()) for line in (name + lines).splitlines() if line.strip()]
                     for name, lines in zip(parts[::2], parts[1::2]) if lines.strip()]
         if speeches: result.append(["\n".join(speech) for speech in speeches])
@@ -269,7 +274,8 @@ def pack(
     ids = [i for text in texts for i in model.encode(text) + [model.eos]]
     need = model.context + 2
     if len(ids) < need:
-        raise ValueError(f"texts: {len(ids)} tokens in {len(texts)} texts, training takes {need} or more")
+        raise ValueError(f"texts: {len(ids)} tokens in {len(texts)} texts, training takes {need} "
+                         "or more")
     return torch.tensor(ids)
 
 # %% ../nbs/03_transformer.ipynb #0fdac706
@@ -416,7 +422,7 @@ def load_checkpoint(
 @dataclass(frozen=True)
 class Recipe:
     "How to train. Everything is counted in steps."
-    steps: int = 3600
+    steps: int = 3300
     batch: int = 4         # stretches of text a step
     peak: float = 4e-3     # highest learning rate
     warmup: int = 100      # steps to reach it
@@ -446,8 +452,8 @@ class Trainer:
     def check(self, what, value):
         "Stop a training that has broken down."
         if math.isfinite(value): return
-        saved = f"the last good checkpoint is {self.path}" if self.path and Path(self.path).exists() \
-            else "there is no checkpoint yet"
+        saved = (f"the last good checkpoint is {self.path}"
+                 if self.path and Path(self.path).exists() else "there is no checkpoint yet")
         raise ValueError(f"training: {what} is {value} at step {self.step}; {saved}")
 
     def advance(self):
@@ -511,21 +517,31 @@ def _loss_bar(trainer):
     except ImportError:
         yield from steps
         return
-    with tqdm(total=trainer.recipe.steps, initial=trainer.step, unit="step", leave=False) as bar:
+    quiet = bool(os.environ.get("TQDM_DISABLE"))          # tqdm's bar for notebooks forgets to look
+    with tqdm(total=trainer.recipe.steps, initial=trainer.step, unit="step", leave=False,
+              disable=quiet) as bar:
         for n in steps:
             yield n
             bar.set_postfix_str(f"loss {trainer.losses[-1]:.3f}", refresh=False)
             bar.update()
 
 # %% ../nbs/03_transformer.ipynb #29f31c24
-def _codes(code):
-    "A code object and those nested in it."
-    return [code] + [c for part in code.co_consts if isinstance(part, CodeType) for c in _codes(part)]
+def _globals(code):
+    "The global names that a code object uses, and those nested in it."
+    used = [i.argval for i in get_instructions(code) if i.opname == "LOAD_GLOBAL"]
+    inner = [part for part in code.co_consts if isinstance(part, CodeType)]
+    return used + [name for part in inner for name in _globals(part)]
+
+def _tree(function):
+    "The syntax of a function as text, without comments and docstring."
+    definition = ast.parse(dedent(getsource(function))).body[0]
+    if ast.get_docstring(definition) is not None: del definition.body[0]
+    return ast.dump(definition)
 
 def fingerprint(
     *things,    # functions and classes
 ):              # a hash, the same in a notebook and in the module that it exports
-    "A hash of the code of functions and classes, and of all in this module that they use."
+    "A hash of the source of functions and classes, and of all in this module that they use."
     digest, todo, seen = hashlib.sha256(), list(things), []
     for thing in todo:                                           # the list grows on the way
         if any(thing is other for other in seen): continue
@@ -534,15 +550,12 @@ def fingerprint(
             numbers = [(n, v) for n, v in vars(thing).items() if isinstance(v, (int, float))]
             digest.update(repr(numbers).encode())
             todo += [getattr(v, "fget", v) for v in vars(thing).values() if not isinstance(v, type)]
-        function = unwrap(thing) if callable(thing) else None    # without @torch.no_grad() around it
-        if not hasattr(function, "__code__"): continue
-        digest.update(repr((function.__defaults__, function.__kwdefaults__)).encode())
-        for code in _codes(function.__code__):
-            plain = [c for c in code.co_consts if not isinstance(c, CodeType)]
-            digest.update(repr((code.co_code, code.co_names, code.co_varnames, plain)).encode())
-            names = [i.argval for i in get_instructions(code) if i.opname == "LOAD_GLOBAL"]
-            used = [function.__globals__.get(name) for name in names]
-            todo += [u for u in used if getattr(u, "__module__", None) == function.__module__]
+        function = unwrap(thing) if callable(thing) else None   # without @torch.no_grad()
+        code = getattr(function, "__code__", None)
+        if code is None or code.co_filename == "<string>": continue          # written by @dataclass
+        digest.update(_tree(function).encode())
+        used = [function.__globals__.get(name) for name in _globals(code)]
+        todo += [u for u in used if getattr(u, "__module__", None) == function.__module__]
     return digest.hexdigest()
 
 # %% ../nbs/03_transformer.ipynb #d90a7149
@@ -588,37 +601,14 @@ def new_training(
     config = config or GPTConfig("".join(sorted(set("".join(train)))))
     model = initialise(GPT(config), recipe.seed)
     ids, held = pack(model, train), pack(model, held)
-    key = hashlib.sha256(fingerprint(Trainer, GPT, initialise).encode() + repr((recipe, config)).encode()
-                         + ids.numpy().tobytes() + held.numpy().tobytes()).hexdigest()[:16]
+    what = fingerprint(Trainer, GPT, initialise) + repr((recipe, config))
+    data = ids.numpy().tobytes() + held.numpy().tobytes()
+    key = hashlib.sha256(what.encode() + data).hexdigest()[:16]
     path = cache_folder(folder) / f"gpt-{key}.safetensors"
-    return Trainer(model, ids, held, recipe, path.with_name(f"gpt-{key}.unfinished.safetensors")), path
+    unfinished = path.with_name(f"gpt-{key}.unfinished.safetensors")
+    return Trainer(model, ids, held, recipe, unfinished), path
 
 # %% ../nbs/03_transformer.ipynb #1853dacf
-def load_gpt(
-    recipe=None,    # a `Recipe`
-    texts=None,     # texts to train on and texts held out; None: Shakespeare's tragedies
-    config=None,    # a `GPTConfig`; None: its defaults, and the characters of the texts
-    folder=None,    # see `cache_folder`
-):                  # a `GPT`; its `.history` has .losses, .norms, .looks, .held_out, .seconds, .fresh
-    "The trained GPT of this chapter: from the cache, or trained now if it is not there."
-    trainer, path = new_training(recipe, texts, config, folder)
-    model, fresh = trainer.model, False
-    with alone(path), one_thread():
-        if (found := _usable(path)) is None:
-            _usable(trainer.path)
-            started, fresh = perf_counter(), True
-            trainer.run()
-            facts = {"held_out": held_out_loss(model, trainer.held), "seconds": perf_counter() - started}
-            tensors = {name: t for name, t in trainer.state().items() if not name.startswith("adam.")}
-            save_checkpoint(path, tensors, facts)
-            trainer.path.unlink(missing_ok=True)
-            found = load_checkpoint(path)
-    tensors, facts = found
-    model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
-    history = {n[8:]: t for n, t in tensors.items() if n.startswith("history.")}
-    model.history = SimpleNamespace(**history, **facts, fresh=fresh)
-    return model.eval()
-
 def _usable(path):
     "The checkpoint at `path`, or None; a damaged one is set aside with a warning."
     if not path.exists(): return None
@@ -627,3 +617,30 @@ def _usable(path):
         aside = path.with_suffix(".damaged")
         os.replace(path, aside)
         warnings.warn(f"{error}. It is kept as {aside.name}, and the model is trained again.")
+
+# %% ../nbs/03_transformer.ipynb #d1f3a6be
+def load_gpt(
+    recipe=None,    # a `Recipe`
+    texts=None,     # texts to train on and texts held out; None: Shakespeare's tragedies
+    config=None,    # a `GPTConfig`; None: its defaults, and the characters of the texts
+    folder=None,    # see `cache_folder`
+):      # a `GPT`; its `.history` has .losses, .norms, .looks, .held_out, .seconds, .fresh
+    "The trained GPT of this chapter: from the cache, or trained now if it is not there."
+    trainer, path = new_training(recipe, texts, config, folder)
+    model, fresh = trainer.model, False
+    with alone(path), one_thread():
+        if (found := _usable(path)) is None:
+            _usable(trainer.path)
+            started, fresh = process_time(), True
+            trainer.run()
+            seconds = process_time() - started
+            facts = {"held_out": held_out_loss(model, trainer.held), "seconds": seconds}
+            keep = {name: t for name, t in trainer.state().items() if not name.startswith("adam.")}
+            save_checkpoint(path, keep, facts)
+            trainer.path.unlink(missing_ok=True)
+            found = load_checkpoint(path)
+    tensors, facts = found
+    model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
+    history = {n[8:]: t for n, t in tensors.items() if n.startswith("history.")}
+    model.history = SimpleNamespace(**history, **facts, fresh=fresh)
+    return model.eval()
