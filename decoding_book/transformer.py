@@ -387,6 +387,7 @@ def _checksum(tensors):
     parts = [name.encode() + bytes(t.numpy().tobytes()) for name, t in sorted(tensors.items())]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
+# %% ../nbs/03_transformer.ipynb #f70f3890
 def save_checkpoint(
     path,       # replaced, or left as it was
     tensors,    # {name: tensor}
@@ -403,7 +404,7 @@ def save_checkpoint(
         os.replace(beside, path)
     finally: beside.unlink(missing_ok=True)
 
-# %% ../nbs/03_transformer.ipynb #f70f3890
+# %% ../nbs/03_transformer.ipynb #5116c7df
 def load_checkpoint(
     path,    # a file that `save_checkpoint` wrote
 ):           # the tensors and the facts
@@ -418,7 +419,7 @@ def load_checkpoint(
     except (library.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged, or no checkpoint of this book: {error}") from error
 
-# %% ../nbs/03_transformer.ipynb #d09de083
+# %% ../nbs/03_transformer.ipynb #9e167010
 @dataclass(frozen=True)
 class Recipe:
     "How to train. Everything is counted in steps."
@@ -430,7 +431,7 @@ class Recipe:
     every: int = 200       # steps from one look at held-out text, and checkpoint, to the next
     seed: int = 0
 
-# %% ../nbs/03_transformer.ipynb #fcc0c1ad
+# %% ../nbs/03_transformer.ipynb #527dd645
 class Trainer:
     "Training that can be cut off anywhere and go on with the same result."
     def __init__(
@@ -509,7 +510,7 @@ class Trainer:
         self.looks = [(int(step), loss) for step, loss in tensors["history.looks"].tolist()]
         self.adam.steps = self.step
 
-# %% ../nbs/03_transformer.ipynb #527dd645
+# %% ../nbs/03_transformer.ipynb #e10ddad7
 def _loss_bar(trainer):
     "The steps that are left, behind a tqdm bar that shows the loss (if tqdm is installed)."
     steps = range(trainer.step, trainer.recipe.steps)
@@ -525,7 +526,7 @@ def _loss_bar(trainer):
             bar.set_postfix_str(f"loss {trainer.losses[-1]:.3f}", refresh=False)
             bar.update()
 
-# %% ../nbs/03_transformer.ipynb #29f31c24
+# %% ../nbs/03_transformer.ipynb #16d0796f
 def _globals(code):
     "The global names that a code object uses, and those nested in it."
     used = [i.argval for i in get_instructions(code) if i.opname == "LOAD_GLOBAL"]
@@ -538,6 +539,7 @@ def _tree(function):
     if ast.get_docstring(definition) is not None: del definition.body[0]
     return ast.dump(definition)
 
+# %% ../nbs/03_transformer.ipynb #a92b681e
 def fingerprint(
     *things,    # functions and classes
 ):              # a hash, the same in a notebook and in the module that it exports
@@ -558,7 +560,7 @@ def fingerprint(
         todo += [u for u in used if getattr(u, "__module__", None) == function.__module__]
     return digest.hexdigest()
 
-# %% ../nbs/03_transformer.ipynb #d90a7149
+# %% ../nbs/03_transformer.ipynb #d1f3a6be
 def cache_folder(
     folder=None,    # None: $DECODING_BOOK_CACHE, or ~/.cache/decoding_book
 ):
@@ -566,6 +568,7 @@ def cache_folder(
     folder = folder or os.environ.get("DECODING_BOOK_CACHE")
     return Path(folder) if folder else Path.home() / ".cache" / "decoding_book"
 
+# %% ../nbs/03_transformer.ipynb #ade37d89
 @contextmanager
 def alone(
     path,    # of a file that others may want to make too
@@ -588,7 +591,7 @@ def one_thread():
     try: yield
     finally: torch.set_num_threads(threads)
 
-# %% ../nbs/03_transformer.ipynb #a92b681e
+# %% ../nbs/03_transformer.ipynb #97326e2e
 def new_training(
     recipe=None,    # a `Recipe`
     texts=None,     # texts to train on and texts held out; None: Shakespeare's tragedies
@@ -608,7 +611,7 @@ def new_training(
     unfinished = path.with_name(f"gpt-{key}.unfinished.safetensors")
     return Trainer(model, ids, held, recipe, unfinished), path
 
-# %% ../nbs/03_transformer.ipynb #1853dacf
+# %% ../nbs/03_transformer.ipynb #b30db392
 def _usable(path):
     "The checkpoint at `path`, or None; a damaged one is set aside with a warning."
     if not path.exists(): return None
@@ -618,7 +621,7 @@ def _usable(path):
         os.replace(path, aside)
         warnings.warn(f"{error}. It is kept as {aside.name}, and the model is trained again.")
 
-# %% ../nbs/03_transformer.ipynb #d1f3a6be
+# %% ../nbs/03_transformer.ipynb #83b30386
 def load_gpt(
     recipe=None,    # a `Recipe`
     texts=None,     # texts to train on and texts held out; None: Shakespeare's tragedies

@@ -3,6 +3,7 @@ import json
 import linecache
 import math
 import re
+import sys
 import warnings
 from dataclasses import replace
 from importlib import metadata
@@ -457,6 +458,17 @@ def test_it_learns_and_learns_to_stop():
     assert g.text[0] in texts and g.text[1:] == ["ab", "bed"] and g.reason == ["eos"] * 3
 
 
+def test_the_bar_shows_the_loss(capsys, monkeypatch):
+    trainer().run()
+    assert capsys.readouterr().err == ""
+    monkeypatch.delenv("TQDM_DISABLE")
+    t = trainer(recipe=replace(RECIPE, steps=120)).run()
+    shown = re.findall(r"/120 \[.*loss (\d\.\d{3})", capsys.readouterr().err)
+    assert shown and {float(x) for x in shown} <= {round(x, 3) for x in t.losses}
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)         # nor is tqdm needed
+    assert trainer().run().losses[:3] == pytest.approx(t.losses[:3], abs=1e-4)
+
+
 # cut off, broken down, damaged
 
 def test_same_seed_same_curve():
@@ -669,7 +681,7 @@ def test_the_folder_comes_from_the_environment(tmp_path, monkeypatch):
 
 
 def test_without_safetensors_the_command_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(ImportError, match=re.escape("pip install 'decoding_book[model]'")):
         load(tmp_path)
 
