@@ -10,6 +10,7 @@ __all__ = ['Prediction', 'LanguageModel', 'Context', 'Draw', 'greedy', 'as_promp
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from os import environ
+from os.path import commonprefix
 from time import monotonic
 from typing import Callable, Iterator, Protocol, runtime_checkable
 
@@ -28,7 +29,8 @@ class Prediction:
 @runtime_checkable
 class LanguageModel(Protocol):
     """Anything that maps ids to logits. It may also have `encode(str)`, `decode(ids)`, `context`
-    (its longest sequence), `start_ids` (what an empty prompt stands for), `device`, and
+    (its longest sequence), `start_ids` (what an empty prompt stands for), `end_ids` (more ids that
+    end a text), `device`, and
     `new_cache(rows, length)`, whose caches have `.length`, `.reorder(rows)` and `.keep(rows)`."""
     vocab_size: int      # V
     eos: int | None      # the id that ends a text, if the model has one
@@ -82,13 +84,14 @@ def _one_prompt(model, prompt, name):
         if not hasattr(model, "encode"):
             raise TypeError(f"{name}: {prompt!r} is text, and the model has no tokenizer: give ids")
         prompt = model.encode(prompt)
-    try: ids = torch.as_tensor(prompt)
+    try: ids = torch.as_tensor(prompt.tolist() if hasattr(prompt, "tolist") else prompt)
     except (TypeError, ValueError, RuntimeError): ids = None
     if ids is not None and ids.numel() == 0 and ids.ndim == 1:
         if getattr(model, "start_ids", None) is None:
             raise ValueError(f"{name}: {prompt!r} is empty, and this model defines no start")
         ids = torch.tensor(model.start_ids, dtype=torch.long)
-    if ids is None or ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
+    if ids is None or ids.ndim != 1 or ids.dtype == torch.bool \
+            or ids.is_floating_point() or ids.is_complex():
         raise TypeError(f"{name}: {prompt!r} is neither text nor a sequence of integer ids")
     ids = ids.long()
     for at in ((ids < 0) | (ids >= model.vocab_size)).nonzero()[:1, 0].tolist():
@@ -104,7 +107,7 @@ def as_prompts(
 ) -> tuple:           # a list of id tensors (T_i,), and whether a single prompt was given
     "Every accepted form of a prompt as a list of checked id tensors."
     single = isinstance(prompt, str) or getattr(prompt, "ndim", None) == 1
-    if not single and not hasattr(prompt, "ndim"):
+    if not single and not getattr(prompt, "ndim", 0):
         if not isinstance(prompt, (list, tuple)):
             raise TypeError(f"{name}: {prompt!r} is neither text, ids, nor a list of them")
         single = all(isinstance(x, Integral) for x in prompt)
@@ -133,17 +136,19 @@ def as_stops(
 ):               # the set of ids and the list of strings that end a row
     "The stop rules, checked and sorted into ids and strings."
     rules = stop if isinstance(stop, (list, tuple, set)) else [] if stop is None else [stop]
-    ids = set() if ignore_eos or model.eos is None else {model.eos}
+    ids = set() if ignore_eos else {model.eos, *getattr(model, "end_ids", ())} - {None}
     for rule in rules:
         if isinstance(rule, str):
-            if not rule: raise ValueError(f"stop: {rule!r} is empty, and would stop every text at once")
+            if not rule: raise ValueError(f"stop: {rule!r} is empty, and would stop every text")
             if not hasattr(model, "decode"):
                 raise TypeError(f"stop: {rule!r} is text, and the model has no tokenizer: give ids")
         elif isinstance(rule, Integral) and not isinstance(rule, bool):
             if not 0 <= rule < model.vocab_size:
-                raise ValueError(f"stop: id {rule} is outside the vocabulary 0..{model.vocab_size - 1}")
+                raise ValueError(f"stop: id {rule} is outside the vocabulary "
+                                 f"0..{model.vocab_size - 1}")
         else: raise TypeError(f"stop: {rule!r} is neither an id nor a string")
-    return ids | {int(r) for r in rules if not isinstance(r, str)}, [r for r in rules if isinstance(r, str)]
+    strings = [r for r in rules if isinstance(r, str)]
+    return ids | {int(r) for r in rules if not isinstance(r, str)}, strings
 
 # %% ../nbs/01_loop.ipynb #5ebdcd82
 class _Text:
@@ -170,7 +175,7 @@ class _Text:
         return new
 
 # %% ../nbs/01_loop.ipynb #01f90ef9
-@dataclass
+@dataclass(eq=False)
 class Step:
     "One position of a decode, for the rows still running."
     row: torch.Tensor           # (b,) row numbers
@@ -198,7 +203,8 @@ def log_normalizer(
     log_z = z.logsumexp(-1)
     for at in (~log_z.isfinite()).nonzero()[:1].tolist():
         row = logits[tuple(at)]
-        what = "NaN" if row.isnan().any() else "+inf" if (row == torch.inf).any() else "no finite logit"
+        what = ("NaN" if row.isnan().any() else
+                "+inf" if (row == torch.inf).any() else "no finite logit")
         raise ValueError(f"logits: row {', '.join(map(str, at)) or 0}{where} has {what}")
     return log_z
 
@@ -209,15 +215,22 @@ def _choose(model, prediction, choose, context, alternatives):
     if logits.shape != (len(context.row), model.vocab_size):
         raise ValueError(f"model: returned logits of shape {tuple(logits.shape)}, expected "
                          f"{(len(context.row), model.vocab_size)}")
-    log_z = log_normalizer(logits, f" at position {context.ids.shape[1]}")
-    draw = choose(prediction, context)
-    ids = draw.ids
-    if ids.shape != log_z.shape or ((ids < 0) | (ids >= model.vocab_size)).any():
-        raise ValueError(f"choose: returned ids {ids.tolist()} for {len(log_z)} rows of a vocabulary "
+    own = logits.log_softmax(-1, dtype=None if logits.dtype == torch.float64 else torch.float32)
+    if not own.amax(-1).isfinite().all():                       # this names the row
+        log_normalizer(logits, f" at position {context.ids.shape[1]}")
+    n = min(alternatives, model.vocab_size)
+    top, top_ids = own.topk(min(n + 1, model.vocab_size))
+    if (top[:, 1:] == top[:, :-1]).any():                       # topk breaks ties as it likes
+        top, top_ids = own.sort(dim=-1, descending=True, stable=True)
+    draw = choose(prediction, context)                          # it may write into the logits
+    ids = getattr(draw, "ids", None)
+    if not isinstance(ids, torch.Tensor) or ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"choose: returned {draw!r}, expected a Draw with integer ids")
+    if ids.shape != own.shape[:1] or ((ids < 0) | (ids >= model.vocab_size)).any():
+        raise ValueError(f"choose: returned ids {ids.tolist()} for {len(own)} rows of a vocabulary "
                          f"of {model.vocab_size}")
-    top, top_ids = logits.topk(min(alternatives, model.vocab_size))
-    logprobs = logits.gather(1, ids[:, None])[:, 0] - log_z
-    return draw, logprobs, top_ids, top - log_z[:, None]
+    ids = ids.long().clone()                                    # its buffer may be used again
+    return draw, ids, own.gather(1, ids[:, None])[:, 0], top_ids[:, :n], top[:, :n]
 
 # %% ../nbs/01_loop.ipynb #1a9f5fb0
 def _stream(model, prompts, choose, max_new_tokens, end_ids, stops, alternatives):
@@ -233,17 +246,18 @@ def _stream(model, prompts, choose, max_new_tokens, end_ids, stops, alternatives
         new_mask = None if mask[:, fed:].all() else mask[:, fed:]
         with torch.no_grad():
             prediction = model(ids[:, fed:], mask=new_mask, cache=cache, attention=attend)
-        draw, *probabilities = _choose(model, prediction, choose, Context(ids, mask, given, row), alternatives)
+        context = Context(ids, mask, given, row)
+        draw, chosen, *known = _choose(model, prediction, choose, context, alternatives)
         if cache is not None: fed = ids.shape[1]
-        ids = torch.cat([ids, draw.ids[:, None]], 1)
+        ids = torch.cat([ids, chosen[:, None]], 1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         text, ended = [], []
-        for r, id, length in zip(row.tolist(), draw.ids.tolist(), mask.sum(1).tolist()):
+        for r, id, length in zip(row.tolist(), chosen.tolist(), mask.sum(1).tolist()):
             why = "eos" if id == model.eos and id in end_ids else "stop" if id in end_ids else None
             cut = "length" if n == max_new_tokens else "context" if length >= limit else None
             text.append(texts[r].grow([] if why else [id], last=bool(why or cut)))
             ended.append(why or ("stop" if texts[r].stopped else cut))
-        yield Step(row, draw.ids, *probabilities, draw, text, ended)
+        yield Step(row, chosen, *known, draw, text, ended)
         keep = [j for j, why in enumerate(ended) if why is None]
         if not keep: return
         if len(keep) < len(row):
@@ -262,15 +276,19 @@ def stream(
 ) -> Iterator:           # of `Step`
     "Decode, yielding each position as soon as it is chosen."
     prompts, _ = as_prompts(model, prompt)
-    for name, value, least in (("max_new_tokens", max_new_tokens, 1), ("alternatives", alternatives, 0)):
+    if not callable(choose): raise TypeError(f"choose: {choose!r} is not callable")
+    counts = ("max_new_tokens", max_new_tokens, 1), ("alternatives", alternatives, 0)
+    for name, value, least in counts:
         if not isinstance(value, Integral) or isinstance(value, bool):
             raise TypeError(f"{name}: {value!r} is not an integer")
         if value < least: raise ValueError(f"{name}: {value} is below {least}")
     limit = getattr(model, "context", None)
     for i, p in enumerate(prompts):
         if limit and len(p) >= limit:
-            raise ValueError(f"prompt, row {i}: {len(p)} tokens leave no room in a context of {limit}")
-    return _stream(model, prompts, choose, int(max_new_tokens), *as_stops(model, stop, ignore_eos), alternatives)
+            raise ValueError(f"prompt, row {i}: {len(p)} tokens leave no room in a context "
+                             f"of {limit}")
+    ends, strings = as_stops(model, stop, ignore_eos)
+    return _stream(model, prompts, choose, int(max_new_tokens), ends, strings, alternatives)
 
 # %% ../nbs/01_loop.ipynb #ce8de8f2
 def token_texts(
@@ -283,13 +301,13 @@ def token_texts(
     prompt = text = decode(so_far)
     for id in map(int, ids):
         so_far.append(id)
-        longer = decode(so_far)      # half a character turns into a whole one: then no prefix
-        pieces.append(longer[len(text):] if longer.startswith(text) else decode([id]))
+        longer = decode(so_far)      # half a character, �, may turn into a whole one
+        pieces.append(longer[len(commonprefix([text, longer])):])
         text = longer
     return prompt, pieces
 
 # %% ../nbs/01_loop.ipynb #d8f1f3b5
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False)
 class Generation:
     "What a decode produced: a value for a single prompt, a list of values for several."
     model: object
@@ -311,30 +329,48 @@ class Generation:
     @property
     def ids(self):
         "The new ids (T,), the end mark included."
-        return self._unwrap([torch.tensor(r, dtype=torch.long) for r in self._rows(lambda s, j: s.ids[j])])
+        rows = self._rows(lambda s, j: s.ids[j].item())
+        return self._unwrap([torch.tensor(r, dtype=torch.long) for r in rows])
     @property
     def logprobs(self):
         "Log-probability of each new token (T,), nats, under the model's own law."
-        return self._unwrap([torch.tensor(r) for r in self._rows(lambda s, j: s.logprobs[j].item())])
+        dtype = self.steps[0].logprobs.dtype if self.steps else torch.float32
+        rows = self._rows(lambda s, j: s.logprobs[j].item())
+        return self._unwrap([torch.tensor(r, dtype=dtype) for r in rows])
     @property
     def text(self):
         "The new text: no end mark, cut before a stop string."
-        return self._unwrap(["".join(r) for r in self._rows(lambda s, j: s.text[j])])
+        return self._unwrap(self._texts())
+
+    def _texts(self):
+        rows = self._rows(lambda s, j: (s.ids[j].item(), s.text[j], s.ended[j]))
+        decode = getattr(self.model, "decode", None)
+        # a row that was interrupted has held text back: all its ids are text
+        return [decode([i for i, *_ in r]) if decode and r and not r[-1][2]
+                else "".join(t for _, t, _ in r) for r in rows]
+
     @property
     def reason(self):
         "Why the row ended: eos, stop, length, context, or interrupted."
-        return self._unwrap([r[-1] if r and r[-1] else "interrupted" for r in self._rows(lambda s, j: s.ended[j])])
+        return self._unwrap(self._reasons())
+
+    def _reasons(self):
+        rows = self._rows(lambda s, j: s.ended[j])
+        return [r[-1] if r and r[-1] else "interrupted" for r in rows]
 
     def __len__(self): return len(self.prompts)
     def __getitem__(self, i):
         "Row `i` as a generation of its own."
+        if isinstance(i, slice): return [self[j] for j in range(len(self))[i]]
         i = range(len(self))[i]
         steps = [s.only(s.row.tolist().index(i)) for s in self.steps if i in s.row.tolist()]
         return Generation(self.model, [self.prompts[i]], True, steps)
 
     def __repr__(self):
-        rows = zip(self._rows(lambda s, j: s.text[j]), self.prompts, range(len(self)))
-        return "\n".join(f"{''.join(t)!r} ({len(t)} new tokens after {len(p)}, {self[i].reason})" for t, p, i in rows)
+        new = self._rows(lambda s, j: None)
+        rows = zip(self._texts(), new, self.prompts, self._reasons())
+        return "\n".join(f"{t!r} ({len(n)} new tokens after {len(p)}, {why})"
+                         for t, n, p, why in rows)
 
     def _view(self):
         "One row as the plain data that `show.tokens_html` draws."
@@ -353,7 +389,7 @@ class Generation:
 def _progress(steps, total):
     "`steps`, behind a tqdm bar (if tqdm is installed) once they have taken a second."
     start, bar = monotonic(), None
-    if environ.get("TQDM_DISABLE", "0") != "0": start = float("inf")   # tqdm's notebook bar ignores it
+    if environ.get("TQDM_DISABLE", "0") != "0": start = float("inf")  # its notebook bar ignores it
     try:
         for n, step in enumerate(steps, 1):
             if bar is not None: bar.update()
@@ -395,6 +431,7 @@ def score(
 ):                  # (B, T) nats; nan where there is none: padding, a first token without a start
     "Log-probability of each token of a text, given those before it."
     rows, _ = as_prompts(model, text_or_ids, "text_or_ids")
+    if chunk < 1: raise ValueError(f"chunk: {chunk} is below 1")
     ids, mask = left_pad(rows, getattr(model, "device", "cpu"))
     begins = getattr(model, "start_ids", None) == []
     if begins:        # such a model predicts the first token after nothing: a column of padding
@@ -402,14 +439,18 @@ def score(
     cache = model.new_cache(*ids.shape) if hasattr(model, "new_cache") else None
     last = ids.shape[1] - 1                                   # its prediction is not needed
     out = torch.full(ids.shape, torch.nan, dtype=torch.float64, device=ids.device)
-    for a in range(0, last, last if cache is None else chunk):
+    for a in range(0, last, max(last, 1) if cache is None else chunk):
         b = min(a + chunk, last) if cache is not None else last
         new_mask = None if mask[:, :b].all() else mask[:, a:b]
         with torch.no_grad():
             logits = model(ids[:, a:b], mask=new_mask, cache=cache, last_only=False).logits
+        if logits.shape != (len(ids), b - a, model.vocab_size):
+            raise ValueError(f"model: returned logits of shape {tuple(logits.shape)}, expected "
+                             f"{(len(ids), b - a, model.vocab_size)}")
         known = mask[:, a + 1:b + 1] & (mask[:, a:b] | begins)
-        z, said = logits[known], ids[:, a + 1:b + 1][known]
-        found = z.gather(1, said[:, None])[:, 0] - log_normalizer(z)
-        out[:, a + 1:b + 1][known] = found.double()
+        log_normalizer(logits.masked_fill(~known[..., None], 0), f" (row, position from {a})")
+        z = logits.log_softmax(-1, dtype=None if logits.dtype == torch.float64 else torch.float32)
+        found = z.gather(2, ids[:, a + 1:b + 1, None])[..., 0]
+        out[:, a + 1:b + 1][known] = found[known].double()
     out = torch.stack([r.roll(int(m.sum()) - len(m)) for r, m in zip(out, mask)])
-    return out[:, :ids.shape[1] - begins].to(torch.float64 if last and z.dtype == torch.float64 else torch.float32)
+    return out[:, :ids.shape[1] - begins].to(z.dtype if last > 0 else torch.float32)

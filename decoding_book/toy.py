@@ -6,9 +6,11 @@
 __all__ = ['TableModel', 'six_words', 'sequence_law']
 
 # %% ../nbs/02_toy.ipynb #376ef748
+from numbers import Integral
+
 import torch
 
-from .loop import Prediction
+from .loop import Prediction, as_prompts
 
 # %% ../nbs/02_toy.ipynb #8bb3c517
 def _log_table(
@@ -63,18 +65,25 @@ class TableModel:
         self.words = [str(i) for i in range(self.vocab_size)] if words is None else list(words)
         if len(set(self.words)) != self.vocab_size:
             raise ValueError(f"words: {self.words} are not {self.vocab_size} different names")
-        self.eos = self.encode(eos)[0] if isinstance(eos, str) else eos
-        if eos is not None and self.eos not in range(self.vocab_size):
-            raise ValueError(f"eos: id {eos} is outside the vocabulary 0..{self.vocab_size - 1}")
+        if not all(isinstance(w, str) and w.split() == [w] for w in self.words):
+            raise ValueError(f"words: {self.words} are not words without blanks")
+        self.eos = self.words.index(eos) if isinstance(eos, str) and eos in self.words else eos
+        if eos is not None and (isinstance(self.eos, bool) or not isinstance(self.eos, Integral)
+                                or not 0 <= self.eos < self.vocab_size):
+            raise ValueError(f"eos: {eos!r} is neither a word nor an id from 0 to {self.vocab_size - 1}")
 
     def _after(self, prefix):
         "Logits (B, V) after texts (B, n)."
         n = prefix.shape[1] if self.context else min(prefix.shape[1], 1)
         if n >= len(self.logs):
             raise ValueError(f"ids: {n} words are given, and the tree's longest text has {self.context}")
-        return self.logs[n][tuple(prefix[:, prefix.shape[1] - n:].unbind(1))].expand(len(prefix), -1)
+        return self.logs[n][tuple(prefix[:, prefix.shape[1] - n:].unbind(1))].repeat(1 if n else len(prefix), 1)
 
     def __call__(self, ids, mask=None, cache=None, last_only=True, attention=False):
+        if ((ids < 0) | (ids >= self.vocab_size)).any():
+            raise ValueError(f"ids: {ids.tolist()} leave the vocabulary 0..{self.vocab_size - 1}")
+        if mask is not None and (mask.shape != ids.shape or (mask[:, :-1] & ~mask[:, 1:]).any()):
+            raise ValueError(f"mask: {mask.tolist()} does not pad ids on the left")
         if not last_only:
             parts = [(ids[:, :t], None if mask is None else mask[:, :t]) for t in range(1, ids.shape[1] + 1)]
             return Prediction(torch.stack([self(*part).logits for part in parts], 1))
@@ -135,10 +144,12 @@ def sequence_law(
 ) -> dict:                # {ids of the new tokens: probability}; the probabilities sum to one
     "The exact distribution over texts of a decoder that draws each token from `law(logits)`."
     law = law or (lambda logits: logits.softmax(-1))
-    given = torch.tensor(model.encode(prompt) if isinstance(prompt, str) else prompt).long()
+    given = as_prompts(model, prompt)[0][0]
     ids, p, done = given[None], torch.ones(1, dtype=torch.float64), {}
     for _ in range(max_new_tokens):
         q = law(model(ids).logits).double()
+        if not ((q >= 0).all() and ((q.sum(-1) - 1).abs() < 1e-5).all()):
+            raise ValueError("law: returned a row that is no distribution")
         row, token = (q > 0).nonzero(as_tuple=True)
         ids, p = torch.cat([ids[row], token[:, None]], 1), p[row] * q[row, token]
         ended = token == (-1 if model.eos is None else model.eos)

@@ -236,3 +236,86 @@ def test_protocol_and_row_numbers():
         return greedy(prediction)
     generate(WORLD, ["cold coffee I like", "I"], watch)
     assert seen[0] == ([0, 1], [4, 1], [4, 1]) and seen[-1][0] == [1]   # the first row ended before
+
+
+def test_a_chooser_that_writes_into_the_logits_spoils_nothing():
+    def ban_i(prediction, context):
+        prediction.logits[:, 2] = -torch.inf
+        return greedy(prediction)
+    world = six_words()
+    banned = generate(world, ["", ""], ban_i, max_new_tokens=1)
+    assert banned.text == ["cold", "cold"] and banned[0].logprobs.exp().item() == pytest.approx(.25)
+    assert banned.steps[0].top_ids[0, 0].item() == 2               # the model's own favourite
+    assert generate(world, "").text == "I like cold coffee"        # and the world is as it was
+
+
+def test_a_choosers_buffer_may_be_used_again():
+    buffer = torch.zeros(1, dtype=torch.long)
+    def choose(prediction, context):
+        buffer[:] = prediction.logits.argmax(-1)
+        return Draw(buffer)
+    prompt = torch.tensor(WORLD.encode("I"))
+    g = generate(WORLD, prompt, choose)
+    prompt[:] = 0
+    assert g.ids.tolist() == WORLD.encode("like cold coffee stop") and g.prompt_ids.tolist() == [2]
+
+
+def test_alternatives_keep_the_tie_rule():
+    flat = TableModel([.02] * 50, torch.full((50, 50), .02))
+    assert generate(flat, "", max_new_tokens=1).steps[0].top_ids.tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_text_held_back_is_there_after_an_interrupt_and_an_error():
+    for error in (KeyboardInterrupt, RuntimeError):
+        def stops(prediction, context):
+            if context.ids.shape[1] == 3: raise error
+            return greedy(prediction)
+        try: g = generate(WORLD, "", stops, stop="cold water")
+        except RuntimeError as e: g = e.generation
+        assert g.text == "I like cold" and len(g.ids) == 3
+
+
+@pytest.mark.parametrize("lift", [1e4, 1e6])
+def test_log_probabilities_keep_their_digits_at_any_level(lift):
+    model, raised = cached(), cached()
+    raised.table = (model.table.round(decimals=0) + lift)
+    model.table = raised.table - lift
+    for a, b in ((generate(model, [1]).logprobs, generate(raised, [1]).logprobs),
+                 (score(model, [1, 2, 3]), score(raised, [1, 2, 3]))):
+        assert torch.allclose(a, b, atol=1e-6, equal_nan=True)
+
+
+def test_short_scores_shapes_and_bad_chunks():
+    assert score(WORLD, "").shape == (1, 0) and score(cached(), [[1], [2]]).isnan().all()
+    wrong = type("Wrong", (), dict(vocab_size=9, eos=None, __call__=lambda s, ids, **k: Prediction(
+        torch.zeros(*ids.shape, 5))))()
+    with pytest.raises(ValueError, match="model: returned logits of shape"): score(wrong, [1, 2, 3])
+    with pytest.raises(ValueError, match="chunk: 0"): score(cached(), [1, 2], chunk=0)
+
+
+def test_what_is_no_draw_is_named():
+    for bad in (None, torch.tensor([1]), Draw([1]), Draw(torch.tensor([1.])), Draw(torch.tensor([True]))):
+        with pytest.raises(TypeError, match="choose: returned"): generate(WORLD, "", lambda p, c: bad)
+    with pytest.raises(TypeError, match="choose: None"): generate(WORLD, "", None)
+
+
+def test_more_end_marks_and_awkward_arrays():
+    model = cached()
+    model.end_ids = [int(model.table[1].argmax())]
+    assert len(generate(model, [1]).ids) == 1
+    assert generate(WORLD, np.array([3, 2])[::-1]).text == generate(WORLD, "I like").text
+    for bad in (np.int64(3), np.array(3), torch.tensor(3), np.array([1 + 5j])):
+        with pytest.raises(TypeError, match="prompt"): generate(WORLD, bad)
+
+
+def test_rows_and_slices():
+    g = generate(WORLD, ["", "I", "cold"])
+    assert [r.text for r in g[1:]] == g.text[1:] and g[-1].text == g.text[2] and g == g
+    assert g[0].logprobs.dtype == torch.float64
+
+
+def test_a_character_over_several_tokens_is_shown():
+    from decoding_book.loop import token_texts
+    bird = "\U0001f99c"
+    model = Letters([bird.encode()[:2], bird.encode()[2:], b" a"])
+    assert "".join(token_texts(model.decode, [], [1, 2, 3])[1]).endswith(f"{bird} a")

@@ -88,9 +88,30 @@ def test_zero_probability_is_minus_infinity_and_score_says_so():
     (lambda: TableModel.from_tree([[.5, .5], [[1., 0.]]]), r"conditionals\[1\]: shape \(1, 2\)"),
     (lambda: TableModel([.5, .5], np.eye(2), words=["a"]), "words"),
     (lambda: TableModel([.5, .5], np.eye(2), words=["a", "a"]), "words"),
-    (lambda: TableModel([.5, .5], np.eye(2), eos=2), "eos: id 2"),
+    (lambda: TableModel([.5, .5], np.eye(2), eos=2), "eos: 2"),
     (lambda: WORLD.encode("I like tea"), "'tea'"),
     (lambda: WORLD(torch.zeros(1, 5, dtype=torch.long)), "longest text has 5"),
 ])
 def test_bad_tables_are_named(make, message):
     with pytest.raises(ValueError, match=message): make()
+
+
+@pytest.mark.parametrize("mask", [[[True, True, False]], [[True, False, True]], [[True]]])
+def test_padding_is_on_the_left(mask):
+    with pytest.raises(ValueError, match="pad ids on the left"): WORLD(torch.tensor([[2, 3, 0]]), torch.tensor(mask))
+
+
+@pytest.mark.parametrize("bad", [[[-1]], [[6]]])
+def test_ids_outside_the_vocabulary(bad):
+    with pytest.raises(ValueError, match="vocabulary 0..5"): WORLD(torch.tensor(bad))
+
+
+def test_a_law_must_be_a_distribution_and_a_prompt_of_ids():
+    for law in (lambda z: z, torch.ones_like, lambda z: z * torch.nan):
+        with pytest.raises(ValueError, match="law: returned a row"): sequence_law(WORLD, 2, law)
+    with pytest.raises(ValueError, match="id -1"): sequence_law(WORLD, 1, prompt=[-1])
+
+
+@pytest.mark.parametrize("eos", [True, 1.0, "0 1", "", "x", torch.tensor(1)])
+def test_a_bad_end_mark_is_named(eos):
+    with pytest.raises(ValueError, match="eos"): TableModel([.5, .5], np.eye(2), eos=eos)
