@@ -4,7 +4,7 @@
     python tools/mutate.py loop smollm    those of two modules
     python tools/mutate.py --list         what there is
 
-The package is copied to build/mutate/ and broken there; the tests named in the row run against the copy. To add a
+The package is copied to a folder under build/ and broken there; the tests named in the row run against the copy. To add a
 mutation, add a row: the module, a piece of its text that occurs exactly once, what takes its place, the tests that
 should notice (pytest arguments), and why it matters.
 """
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-COPY = ROOT / "build" / "mutate"
+COPY = ROOT / "build" / f"mutate-{os.getpid()}"  # two runs do not meet
 
 # (module, old text, new text, tests, what is broken)
 LOOP, EDGES = "tests/test_loop.py", "tests/test_loop_edges.py"
@@ -210,7 +210,7 @@ def run_tests(
 
 
 def fresh_copy():
-    "The package as it is, in build/mutate/."
+    "The package as it is, copied."
     shutil.rmtree(COPY, ignore_errors=True)
     shutil.copytree(ROOT / "decoding_book", COPY / "decoding_book",
                     ignore=shutil.ignore_patterns("__pycache__"))
@@ -273,4 +273,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    finally:
+        shutil.rmtree(COPY, ignore_errors=True)
