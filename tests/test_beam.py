@@ -58,9 +58,9 @@ def compare(a, b):
 
 
 def test_huggingface(full, record):
-    models, tokens = (504 if full else 8), 12
+    seeds, tokens = (range(504) if full else (0, 1, 2, 15, 32, 40, 49)), 12    # False and "never" differ in the last four
     tally, differ = Counter(), Counter()
-    for seed in range(models):
+    for seed in seeds:
         (model, eos), draw = tiny(seed), torch.Generator().manual_seed(seed)
         sizes = torch.randint(1, 6, (2,), generator=draw).tolist()
         prompts = [torch.randint(1, V, (n,), generator=draw) for n in sizes]
@@ -77,8 +77,8 @@ def test_huggingface(full, record):
                     for a, b in (False, True), (False, "never"), (True, "never"):
                         differ[f"{a} and {b}"] += one[a] != one[b]
     assert tally["ended"] >= tally["compared"] / 2
-    assert not full or min(differ.values()) > 0
-    record("beam against transformers", {"models": models, "prompts a call": 2, "calls": tally["compared"] * 3 // 2,
+    assert min(differ.values()) > 0
+    record("beam against transformers", {"models": len(seeds), "prompts a call": 2, "calls": tally["compared"] * 3 // 2,
            "rows of prompts compared in 3 modes": tally["compared"], "with an end mark": tally["ended"], "prompts on which two modes differ": dict(differ)})
 
 

@@ -229,10 +229,23 @@ def markov(V=6, seed=0):
     return TableModel(z[0].softmax(-1), z[1:].softmax(-1), eos=V - 1)
 
 
+class Deep:
+    """Logits that depend on every id and its place."""
+    vocab_size, eos, start_ids = 6, 5, []
+    table = torch.randn(97, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 1.5
+
+    places = torch.tensor([0, 3, 7, 13, 29, 31, 41, 53, 61, 71, 83, 89, 11, 17])
+
+    def __call__(self, ids, mask=None, **options):
+        mask = torch.ones_like(ids) if mask is None else mask.long()
+        places = self.places[mask.cumsum(1)] * mask
+        return Prediction(self.table[((ids + 1) * places).sum(1) % 97])
+
+
 @pytest.mark.parametrize("dialect, width", [(None, 1), (None, 2), (None, 5), ("huggingface", 3)])
 def test_beam_with_a_cache(dialect, width):
     prompts = [[1, 2, 3], [4], [0, 0, 2, 1, 3]]
-    plain, cached = markov(), Cached(markov())
+    plain, cached = Deep(), Cached(Deep())
     options = dict(n_best=width, length_penalty=.5, dialect=dialect)
     a, b = (beam_search(m, prompts, width, 7, **options) for m in (plain, cached))
     for one, other, prompt in zip(a, b, prompts):
@@ -248,7 +261,7 @@ def test_beam_with_a_cache(dialect, width):
 
 def test_best_first_with_a_cache():
     for prompt in ([2], [1, 2, 3], [0, 3, 3, 1]):
-        plain, cached = markov(), Cached(markov())
+        plain, cached = Deep(), Cached(Deep())
         a, b = (best_first_search(m, prompt, 5, n_best=6, batch=3) for m in (plain, cached))
         assert [(h.ids.tolist(), h.logprob) for h in a] == [(h.ids.tolist(), h.logprob) for h in b]
         if len(prompt) > 1: assert cached.fed[0] == (1, len(prompt) - 1)
@@ -285,6 +298,8 @@ def test_greedy_batches():
         alone = greedy_search(markov(), prompt, 6)
         assert one.ids.equal(alone.ids) and one.logprob == alone.logprob and one.prompt_ids.tolist() == prompt
     assert greedy_search(markov(), [1], 6, stop=[0, 1, 2, 3, 4]).finished
+    ended = next(p for p in range(5) if greedy_search(markov(), [p], 6).finished)
+    assert len(greedy_search(markov(), [ended], 6, ignore_eos=True)) == 6
     with pytest.raises(ValueError, match="a search compares ids"): greedy_search(six_words(), "", 5, stop="I")
 
 
