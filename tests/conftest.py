@@ -47,7 +47,8 @@ def full(request):
 def record(request):
     "`record(name, value)` keeps a result for benchmarks/verify.json. Values are what JSON can hold."
     def keep(name, value):
-        request.node.user_properties.append(("record", (name, value)))
+        plain = json.loads(json.dumps(value, default=float))  # NumPy's numbers cannot travel
+        request.node.user_properties.append(("record", (name, plain)))
     return keep
 
 
