@@ -70,7 +70,8 @@ class TableModel:
         self.eos = self.words.index(eos) if isinstance(eos, str) and eos in self.words else eos
         if eos is not None and (isinstance(self.eos, bool) or not isinstance(self.eos, Integral)
                                 or not 0 <= self.eos < self.vocab_size):
-            raise ValueError(f"eos: {eos!r} is neither a word nor an id from 0 to {self.vocab_size - 1}")
+            raise ValueError(f"eos: {eos!r} is neither a word nor an id "
+                             f"from 0 to {self.vocab_size - 1}")
 
     def _after(self, prefix):
         "Logits (B, V) after texts (B, n)."
