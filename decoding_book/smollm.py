@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['NUMBERS', 'BLOCKS', 'SIZES', 'weights_path', 'read_gguf', 'dequantise', 'read_tokenizer', 'render_chat', 'turns',
-           'rotate', 'raw_scores', 'attend', 'swiglu', 'visible', 'row_numbers', 'KVCache', 'Config', 'read_config',
-           'lay', 'has_onednn', 'score_all', 'load', 'check_ids', 'run_layers', 'SmolLM2', 'HuggingFaceCache',
-           'HuggingFace']
+           'rotate', 'raw_scores', 'attend', 'swiglu', 'Config', 'read_config', 'lay', 'has_onednn', 'score_all',
+           'load', 'check_ids', 'run_layers', 'SmolLM2', 'HuggingFaceCache', 'HuggingFace']
 
 # %% ../nbs/04_smollm.ipynb #bbf9b4c6
 import io
@@ -22,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from .loop import Prediction
+from .transformer import KVCache, row_numbers, visible
 
 # %% ../nbs/04_smollm.ipynb #7b343acf
 def weights_path():    # where the GGUF file is
@@ -176,82 +176,7 @@ def swiglu(
     gate, up = both.chunk(2, -1)
     return F.silu(gate) * up
 
-# %% ../nbs/04_smollm.ipynb #0e47aa75
-def visible(
-    key_mask,    # (B, N) bool, False = padding
-    T,           # the newest positions, which ask
-):               # (B, 1, T, N) bool
-    "Which keys each new position may see: real ones up to its own, and always its own."
-    slot = torch.arange(key_mask.shape[1], device=key_mask.device)
-    own = slot[-T:, None]
-    return (key_mask[:, None] & (slot <= own) | (slot == own))[:, None]
-
-# %% ../nbs/04_smollm.ipynb #20ed1835
-def row_numbers(
-    rows,    # a list or tensor
-    count,   # how many rows there are now
-    room,    # and how many there may be
-    device="cpu",
-):           # int64 (n,)
-    "Row numbers for `reorder` and `keep`, checked."
-    numbers = torch.as_tensor(rows, device=device)
-    whole = not (numbers.is_floating_point() or numbers.dtype == torch.bool)
-    if numbers.ndim != 1 or len(numbers) and not whole:
-        raise ValueError(f"rows: {rows!r} are not row numbers")
-    if len(numbers) > room or ((numbers < 0) | (numbers >= count)).any():
-        raise ValueError(f"rows: {numbers.tolist()} for a cache of {count} rows and memory "
-                         f"for {room}")
-    return numbers.long()
-
 # %% ../nbs/04_smollm.ipynb #d6e71a2a
-class KVCache:
-    "Keys and values of all layers for the positions so far, in memory set aside once."
-    def __init__(
-        self,
-        shape,     # layers, rows, key heads, length, numbers a head
-        dtype,     # of the model
-        device,    # of the model
-    ):
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty_like(self.keys)
-        self.mask = torch.ones(shape[1], shape[3], dtype=torch.bool, device=device)
-        self.capacity, self.rows = (shape[1], shape[3]), shape[1]
-        self.length, self.padded = 0, False          # positions filled; was any of them padding?
-
-    def extend(self, B, T, mask=None):
-        "Note T more positions of B rows. The mask (B, N) of all keys, or None if all are real."
-        if B > self.capacity[0] or self.length and B != self.rows:
-            raise ValueError(f"cache: {B} rows of ids for a cache that holds {self.rows} rows "
-                             f"and has memory for {self.capacity[0]}")
-        if self.length + T > self.capacity[1]:
-            raise ValueError(f"cache: {self.length} of its {self.capacity[1]} positions are "
-                             f"filled, {T} more do not fit")
-        self.rows, N = B, self.length + T
-        self.mask[:B, self.length:N] = True if mask is None else mask
-        self.padded = self.padded or mask is not None
-        return self.mask[:B, :N] if self.padded else None
-
-    def put(self, layer, k, v):
-        "Write a layer's new keys and values (B, G, T, size); all it has so far, as views."
-        B, n, N = len(k), self.length, self.length + k.shape[2]
-        self.keys[layer, :B, :, n:N], self.values[layer, :B, :, n:N] = k, v
-        return self.keys[layer, :B, :, :N], self.values[layer, :B, :, :N]
-
-    def reorder(self, rows):
-        "Make row i what row `rows[i]` was. Rows may repeat, grow up to the memory, or leave."
-        rows = row_numbers(rows, self.rows, self.capacity[0], self.mask.device)
-        new = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
-        old, n = rows[new], self.length              # rows that stay in place are not copied
-        for part in [*self.keys, *self.values] if len(new) else []:
-            part[new, :, :n] = part[old, :, :n]
-        self.mask[new, :n] = self.mask[old, :n]
-        self.rows = len(rows)
-
-    def keep(self, rows):
-        "Keep only these rows, in this order."
-        self.reorder(rows)
-
-# %% ../nbs/04_smollm.ipynb #edd69990
 @dataclass(frozen=True)
 class Config:
     "The sizes of a model of the llama family."
@@ -279,7 +204,7 @@ SIZES = ["block_count", "embedding_length", "attention.head_count", "attention.h
          "rope.dimension_count", "feed_forward_length", "vocab_size", "context_length",
          "attention.layer_norm_rms_epsilon", "rope.freq_base"]     # their names in the file
 
-# %% ../nbs/04_smollm.ipynb #4a4fe0b6
+# %% ../nbs/04_smollm.ipynb #6240291a
 def read_config(
     path,       # for the error
     meta,       # metadata of a GGUF file
@@ -308,7 +233,7 @@ def read_config(
                              f"expected {want.get(name)}")
     return config
 
-# %% ../nbs/04_smollm.ipynb #5c77da21
+# %% ../nbs/04_smollm.ipynb #524c7b2e
 def lay(
     w,    # (out, in)
 ):        # (in, out): w transposed, and in float32 also moved, if that is faster to read
@@ -331,7 +256,7 @@ def score_all(
         return torch.ops.mkldnn._linear_pointwise(x, head, None, "none", [], "")
     return F.linear(x, head).float()
 
-# %% ../nbs/04_smollm.ipynb #d3202f72
+# %% ../nbs/04_smollm.ipynb #fc3204f1
 @lru_cache(maxsize=2)
 def load(path, dtype, device):
     "All that a model needs from its file, ready to multiply."
@@ -349,7 +274,7 @@ def load(path, dtype, device):
                            head=get("token_embd"), norm=get("output_norm"),
                            turns=turns(config.context, config.size, config.theta).to(device))
 
-# %% ../nbs/04_smollm.ipynb #68092c06
+# %% ../nbs/04_smollm.ipynb #b2ca7c3b
 def check_ids(
     ids,           # should be (B, T) integers from 0 to V - 1
     mask,          # should be None or (B, T) bool
@@ -366,7 +291,7 @@ def check_ids(
         raise ValueError(f"mask: shape {tuple(mask.shape)} of {mask.dtype}, "
                          f"expected {tuple(ids.shape)} of torch.bool")
 
-# %% ../nbs/04_smollm.ipynb #5def9653
+# %% ../nbs/04_smollm.ipynb #f5b4a107
 def run_layers(
     x,               # the embedded tokens (B, T, width)
     w,               # what `load` returned
@@ -389,7 +314,7 @@ def run_layers(
         x = x + swiglu(both) @ layer.down
     return x
 
-# %% ../nbs/04_smollm.ipynb #f08427cb
+# %% ../nbs/04_smollm.ipynb #af391d09
 class SmolLM2:
     "SmolLM2-135M-Instruct: ids in, logits out."
     def __init__(
@@ -471,7 +396,7 @@ class SmolLM2:
         found = (torch.stack(raw, 1), real) if attention else (None, None)
         return Prediction(score_all(x, w.head), cache, *found)
 
-# %% ../nbs/04_smollm.ipynb #a29f88bb
+# %% ../nbs/04_smollm.ipynb #08b6dd97
 class HuggingFaceCache:
     "A transformers cache behind the three names that this book uses."
     def __init__(self, rows, length):
@@ -491,7 +416,7 @@ class HuggingFaceCache:
         "Keep only these rows."
         self.reorder(rows)
 
-# %% ../nbs/04_smollm.ipynb #0ecd4e78
+# %% ../nbs/04_smollm.ipynb #e612eacb
 class HuggingFace:
     "A causal language model of transformers as a model of this book."
     def __init__(

@@ -77,8 +77,10 @@ class TableModel:
         "Logits (B, V) after texts (B, n)."
         n = prefix.shape[1] if self.context else min(prefix.shape[1], 1)
         if n >= len(self.logs):
-            raise ValueError(f"ids: {n} words are given, and the tree's longest text has {self.context}")
-        return self.logs[n][tuple(prefix[:, prefix.shape[1] - n:].unbind(1))].repeat(1 if n else len(prefix), 1)
+            raise ValueError(f"ids: {n} words are given, and the tree's longest text has "
+                             f"{self.context}")
+        rows = self.logs[n][tuple(prefix[:, prefix.shape[1] - n:].unbind(1))]
+        return rows.repeat(1 if n else len(prefix), 1)
 
     def __call__(self, ids, mask=None, cache=None, last_only=True, attention=False):
         if ((ids < 0) | (ids >= self.vocab_size)).any():
@@ -86,8 +88,9 @@ class TableModel:
         if mask is not None and (mask.shape != ids.shape or (mask[:, :-1] & ~mask[:, 1:]).any()):
             raise ValueError(f"mask: {mask.tolist()} does not pad ids on the left")
         if not last_only:
-            parts = [(ids[:, :t], None if mask is None else mask[:, :t]) for t in range(1, ids.shape[1] + 1)]
-            return Prediction(torch.stack([self(*part).logits for part in parts], 1))
+            real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+            parts = [self(ids[:, :t], real[:, :t]).logits for t in range(1, ids.shape[1] + 1)]
+            return Prediction(torch.stack(parts, 1))
         if mask is None: return Prediction(self._after(ids))
         lengths = mask.sum(1)
         logits = torch.empty(len(ids), self.vocab_size, dtype=torch.float64)
@@ -98,7 +101,8 @@ class TableModel:
     def encode(self, text):
         "The ids of words separated by blanks."
         for word in text.split():
-            if word not in self.words: raise ValueError(f"text: {word!r} is not one of {self.words}")
+            if word not in self.words:
+                raise ValueError(f"text: {word!r} is not one of {self.words}")
         return [self.words.index(word) for word in text.split()]
 
     def decode(self, ids):
