@@ -37,7 +37,8 @@ class Hypothesis:
         "The new text, without the end mark."
         return self._decode(self.ids[:len(self) - self.finished].tolist())
 
-    def _decode(self, ids): return getattr(self.model, "decode", lambda ids: " ".join(map(str, ids)))(ids)
+    def _decode(self, ids):
+        return getattr(self.model, "decode", lambda ids: " ".join(map(str, ids)))(ids)
 
     def _caption(self):
         end = "finished" if self.finished else "cut"
@@ -96,9 +97,10 @@ class Hypotheses(list):
         decode = self[0]._decode
         def entry(p): return dict(ids=p.ids, token=decode([p.ids[-1]]), text=decode(list(p.ids)),
                                   logprob=p.total, score=p.score, finished=p.finished)
-        steps = [([entry(p) for p in kept], [entry(p) for p in cut]) for kept, cut in self.steps[:most]]
+        steps = [[list(map(entry, paths)) for paths in step] for step in self.steps[:most]]
         more = f"; the first {most} of {len(self.steps)} steps" if len(self.steps) > most else ""
-        return beam_html(steps, tuple(self[0].ids.tolist()), f"Kept above the line, cut below it{more}")
+        caption = f"Kept above the line, cut below it{more}"
+        return beam_html(steps, tuple(self[0].ids.tolist()), caption)
 
 # %% ../nbs/05_exhaustive.ipynb #1a21aa94
 class Batch(list):
@@ -132,11 +134,12 @@ def search_setup(
     prompts, single = as_prompts(model, prompt)
     limit = whole("max_new_tokens", max_new_tokens)
     ends, strings = as_stops(model, stop, ignore_eos)
-    if strings: raise ValueError(f"stop: {strings[0]!r} is text; a search compares ids, give its id")
+    if strings: raise ValueError(f"stop: {strings[0]!r} is text; a search compares ids: give one")
     context = getattr(model, "context", None) or math.inf
     for i, p in enumerate(prompts):
         if len(p) >= context:
-            raise ValueError(f"prompt, row {i}: {len(p)} tokens leave no room in a context of {context}")
+            raise ValueError(f"prompt, row {i}: {len(p)} tokens leave no room in a context "
+                             f"of {context}")
     return prompts, single, [int(min(limit, context - len(p))) for p in prompts], sorted(ends)
 
 # %% ../nbs/05_exhaustive.ipynb #ffd92c0f
@@ -287,10 +290,11 @@ def row_reader(
         with torch.no_grad(): model(prompt[None, :-1].to(device), cache=base)
         prompt = prompt[-1:]
     def read(texts):
-        ids, mask = left_pad([torch.cat([prompt, torch.tensor(t, dtype=torch.long)]) for t in texts], device)
+        ids, mask = left_pad([torch.cat([prompt, torch.tensor(t).long()]) for t in texts], device)
         cache = deepcopy(base)
         if cache is not None: cache.reorder([0] * len(texts))
-        with torch.no_grad(): logits = model(ids, mask=None if mask.all() else mask, cache=cache).logits
+        mask = None if mask.all() else mask
+        with torch.no_grad(): logits = model(ids, mask=mask, cache=cache).logits
         return next_logprobs(logits).cpu()
     return read
 
@@ -309,7 +313,7 @@ def best_first_search(
 ) -> Hypotheses:      # best first, `.proven`, `.rows`, `.bound`; a list of them for several prompts
     "The truly most probable texts, opening only those that could still lead to one."
     prompts, single, lengths, ends = search_setup(model, prompt, max_new_tokens, stop, ignore_eos)
-    for name, value in ("n_best", n_best), ("max_rows", max_rows), ("batch", batch), ("chunk", chunk):
+    for name, value in dict(n_best=n_best, max_rows=max_rows, batch=batch, chunk=chunk).items():
         whole(name, value)
     found = []
     for p, length in zip(prompts, lengths):

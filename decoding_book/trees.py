@@ -17,9 +17,10 @@ def branches(
     texts: dict,   # {text as a tuple of words: probability}
 ) -> tuple:        # {prefix: probability}, {prefix: its continuations, most probable first}
     "The tree of some texts: each prefix has the probability of all texts that begin with it."
-    if not 0 < sum(texts.values()) <= 1 + 1e-6 or min(texts.values()) < 0:
-        raise ValueError(f"texts: probabilities sum to {sum(texts.values()):g}, from {min(texts.values()):g} up: "
-                         "no distribution, or a part of one")
+    total, least = sum(texts.values()), min(texts.values(), default=0)
+    if not 0 < total <= 1 + 1e-6 or least < 0:
+        raise ValueError(f"texts: probabilities sum to {total:g}, the least is {least:g}: "
+                         "expected a distribution or a part of one")
     mass, after = {}, {}
     for text, p in texts.items():
         for n in range(len(text) + 1): mass[text[:n]] = mass.get(text[:n], 0.) + p
@@ -46,7 +47,8 @@ def bands(
             todo.append((child, top))
             top += mass[child]
         thin = after.get(prefix, [])[len(shown):]
-        if thin: out.append((None, len(prefix) + 1, top, sum(map(mass.get, thin)), sum(map(count.get, thin))))
+        if thin: out.append((None, len(prefix) + 1, top, sum(map(mass.get, thin)),
+                             sum(map(count.get, thin))))
     return out
 
 # %% ../nbs/A_trees.ipynb #e6283396
@@ -77,24 +79,29 @@ def fitted(
 # %% ../nbs/A_trees.ipynb #73a6800a
 def figure(body, width, height, label, caption, fixed=False):
     "An SVG in its frame: `fixed` keeps its size and scrolls, else it shrinks with the page."
-    size = f'width="{width:g}" height="{height:g}"' if fixed else f'style="width:100%;max-width:{1.25 * width:g}px"'
+    size = (f'width="{width:g}" height="{height:g}"' if fixed else
+            f'style="width:100%;max-width:{1.25 * width:g}px"')
     note = f"<p>{svg_text(caption).replace('tspan', 'span')}</p>" if caption else ""
     tab = ' tabindex="0"' if fixed else ""
-    return (f'{TREE_CSS}<div class="dt tex2jax_ignore mathjax_ignore" role="figure" aria-label="{escape(label)}"{tab}>'
-            f'{note}<svg viewBox="0 0 {width:g} {height:g}" {size} xmlns="http://www.w3.org/2000/svg">'
-            f"{body}</svg></div>")
+    return (f'{TREE_CSS}<div class="dt tex2jax_ignore mathjax_ignore" role="figure" '
+            f'aria-label="{escape(label)}"{tab}>{note}'
+            f'<svg viewBox="0 0 {width:g} {height:g}" {size} '
+            f'xmlns="http://www.w3.org/2000/svg">{body}</svg></div>')
 
 # %% ../nbs/A_trees.ipynb #c699d596
 COLUMN, TALL = 58, 800   # of the tree, in pixels
 THIN = ' style="stroke:none"'   # no outline around a band of under 3 pixels
-LINES = [("vermillion", ""), ("orange", "7 3"), ("green", "2 2"), ("purple", "9 3 2 3"), ("blue", "1 3")]
+LINES = [("vermillion", ""), ("orange", "7 3"), ("green", "2 2"), ("purple", "9 3 2 3"),
+         ("blue", "1 3")]               # colour and dashes of each path
 
 def band_svg(prefix, level, top, p, n, share):
     "One band, with the rest on hover, and its word if there is room."
     x, y, h = (level - 1) * COLUMN, top * TALL + 2, p * TALL
-    what = " ".join(map(token_name, prefix)) if prefix else f"{n} text{'s' * (n != 1)} with other words here"
+    what = " ".join(map(token_name, prefix or ()))
+    what = what or f"{n} text{'s' * (n != 1)} with other words here"
     band = (f'<rect x="{x}" y="{y:.2f}" width="{COLUMN}" height="{h:.2f}" fill="#56B4E9" '
-            f'fill-opacity="{.06 + .5 * share:.2f}"{"" if h > 3 else THIN}>{svg_title(f"{what}: {percent(p)}")}</rect>')
+            f'fill-opacity="{.06 + .5 * share:.2f}"{"" if h > 3 else THIN}>'
+            f'{svg_title(f"{what}: {percent(p)}")}</rect>')
     if prefix is None or h < 10.5: return band, ""
     at = y + h / 2 + (-1 if h >= 30 else 3.8)
     name = f'<text x="{x + 10}" y="{at:.2f}">{svg_text(fitted(prefix[-1], 8))}</text>'
@@ -111,8 +118,9 @@ def path_svg(places, text, k):
         top, p = places[text[:n]]
         x, y, h = (n - 1) * COLUMN, top * TALL + 2, p * TALL
         box = max(h - 2 * inset, .8)
-        out += (f'<rect class="p" x="{x + inset}" y="{y + (h - box) / 2:.2f}" width="{COLUMN - 2 * inset}" '
-                f'height="{box:.2f}" style="stroke:{PALETTE[colour]}" stroke-dasharray="{dash}"/>')
+        out += (f'<rect class="p" x="{x + inset}" y="{y + (h - box) / 2:.2f}" '
+                f'width="{COLUMN - 2 * inset}" height="{box:.2f}" '
+                f'style="stroke:{PALETTE[colour]}" stroke-dasharray="{dash}"/>')
     return out, y + h / 2
 
 # %% ../nbs/A_trees.ipynb #b56f2577
@@ -123,8 +131,9 @@ def names_svg(labels, x):
         colour, dash = LINES[k % len(LINES)]
         at = max(y, free)
         free = at + 14
-        out += (f'<path class="p" d="M{x} {y:.1f}L{x + 8} {at:.1f}h10" style="stroke:{PALETTE[colour]}" '
-                f'stroke-dasharray="{dash}"/><text x="{x + 21}" y="{at + 4:.1f}">{svg_text(name)}</text>')
+        out += (f'<path class="p" d="M{x} {y:.1f}L{x + 8} {at:.1f}h10" '
+                f'style="stroke:{PALETTE[colour]}" stroke-dasharray="{dash}"/>'
+                f'<text x="{x + 21}" y="{at + 4:.1f}">{svg_text(name)}</text>')
     return out
 
 # %% ../nbs/A_trees.ipynb #ca69afe1
@@ -136,7 +145,8 @@ def tree_html(
     "All texts as bands to scale: a column for each word, the most probable on top."
     mass, _ = branches(texts)
     for name, text in paths.items():
-        if tuple(text) not in mass: raise ValueError(f"paths: {name!r} is {tuple(text)}, which is no text of the tree")
+        if tuple(text) not in mass:
+            raise ValueError(f"paths: {name!r} is {tuple(text)}, which is no text of the tree")
     places, body, words, marks, labels = {}, "", "", "", []
     thin = min([1.2 / TALL] + [mass[tuple(t)] for t in paths.values()])
     for prefix, level, top, p, n in bands(texts, thin):
@@ -150,8 +160,10 @@ def tree_html(
         marks += outline
         labels.append((y, k, name))
     width = levels * COLUMN + (2 + max([24 + 6.4 * len(n) for n in paths], default=0))
-    label = f"Tree of {len(texts)} texts" + "".join(f"; {n}: {' '.join(t)}" for n, t in paths.items())
-    return figure(body + marks + words + names_svg(labels, levels * COLUMN), width, TALL * mass[()] + 5, label, caption)
+    label = "; ".join([f"Tree of {len(texts)} texts"]
+                      + [f"{name}: {' '.join(text)}" for name, text in paths.items()])
+    body += marks + words + names_svg(labels, levels * COLUMN)
+    return figure(body, width, TALL * mass[()] + 5, label, caption)
 
 # %% ../nbs/A_trees.ipynb #477a6be7
 STEP, BOX, ROW = 68, 54, 34   # of the beam, in pixels
@@ -161,19 +173,22 @@ def box_svg(entry, x, y, kept, win):
     p = percent(math.exp(min(entry["logprob"], 0.)))
     score = "" if entry["score"] == entry["logprob"] else f", score {entry['score']:.3f}"
     status = ("finished" if entry["finished"] else "kept") if kept else "cut"
-    title = svg_title(f"{entry['text']}: {p}, log-probability {entry['logprob']:.3f}{score}, {status}")
-    frame = f'<rect x="{x + 2.5}" y="{y + 2.5}" width="{BOX - 5}" height="23" fill="none"/>' if entry["finished"] else ""
+    title = svg_title(f"{entry['text']}: {p}, log-probability {entry['logprob']:.3f}{score}, "
+                      f"{status}")
+    frame = f'<rect x="{x + 2.5}" y="{y + 2.5}" width="{BOX - 5}" height="23" fill="none"/>'
     fill = 'fill="#56B4E9" fill-opacity=".25"' if kept else 'fill="none"'
-    return (f'<g class="{"" if kept else "cut"}">{title}<rect x="{x}" y="{y}" width="{BOX}" height="28" rx="3" {fill} '
-            f'class="{"win" if win else ""}"/>{frame}<text x="{x + 5}" y="{y + 12.5}">'
-            f'{svg_text(fitted(entry["token"], 7))}</text><text class="s" x="{x + 5}" y="{y + 23}">{p}</text></g>')
+    return (f'<g class="{"" if kept else "cut"}">{title}<rect x="{x}" y="{y}" width="{BOX}" '
+            f'height="28" rx="3" {fill} class="{"win" if win else ""}"/>'
+            f'{frame if entry["finished"] else ""}<text x="{x + 5}" y="{y + 12.5}">'
+            f'{svg_text(fitted(entry["token"], 7))}</text>'
+            f'<text class="s" x="{x + 5}" y="{y + 23}">{p}</text></g>')
 
 # %% ../nbs/A_trees.ipynb #e710a622
 def edge_svg(x, y, y0, win):
     "The line from a text to one that it became."
     a, b = x - STEP + BOX, x
-    return (f'<path class="e{" win" if win else ""}" d="M{a} {y0 + 14}C{a + 8} {y0 + 14} {b - 8} {y + 14} '
-            f'{b} {y + 14}"/>')
+    return (f'<path class="e{" win" if win else ""}" '
+            f'd="M{a} {y0 + 14}C{a + 8} {y0 + 14} {b - 8} {y + 14} {b} {y + 14}"/>')
 
 # %% ../nbs/A_trees.ipynb #3931dc47
 def beam_html(
@@ -182,23 +197,23 @@ def beam_html(
     caption: str = "",    # a line above
 ) -> str:                 # HTML that needs no script
     "A beam as it grows and is cut: a column for each step, a row for each rank."
-    if not steps or not steps[-1][0]: raise ValueError("steps: the record is empty, there is no beam to draw")
+    if not steps or not steps[-1][0]: raise ValueError("steps: the record of the beam is empty")
     winner = tuple(steps[-1][0][0]["ids"]) if winner is None else tuple(winner)
     most = max(len(kept) for kept, _ in steps)
     edges, boxes, before = "", "", {}
     for s, (kept, cut) in enumerate(steps):
-        places = {}
-        for i, e in enumerate(kept + cut):
-            x, y = 1 + s * STEP, 16 + ROW * (i if i < len(kept) else most + i - len(kept)) + 14 * (i >= len(kept))
-            ids, win = tuple(e["ids"]), winner[:len(e["ids"])] == tuple(e["ids"]) and i < len(kept)
-            parent = ids if ids in before else ids[:-1]
+        x, places = 1 + s * STEP, {}
+        boxes += f'<text class="s" x="{x}" y="10">step {s + 1}</text>'
+        for i, entry in enumerate(kept + cut):
+            alive, ids = i < len(kept), tuple(entry["ids"])
+            y = 16 + ROW * i if alive else 30 + ROW * (most + i - len(kept))
+            win, parent = alive and winner[:len(ids)] == ids, ids if ids in before else ids[:-1]
             if parent in before: edges += edge_svg(x, y, before[parent], win)
-            boxes += box_svg(e, x, y, i < len(kept), win)
-            if i < len(kept): places[ids] = y
+            boxes += box_svg(entry, x, y, alive, win)
+            if alive: places[ids] = y
         before = places
-    width, rows = len(steps) * STEP - STEP + BOX + 2, most + max(len(cut) for _, cut in steps)
-    line = 16 + ROW * most + 4
-    heads = "".join(f'<text class="s" x="{1 + s * STEP}" y="10">step {s + 1}</text>' for s in range(len(steps)))
-    heads += f'<path class="e" stroke-dasharray="4 3" d="M0 {line}H{width}"/>' if rows > most else ""
+    width, rows = x + BOX + 1, most + max(len(cut) for _, cut in steps)
+    line = f'<path class="e" stroke-dasharray="4 3" d="M0 {20 + ROW * most}H{width}"/>'
+    if rows > most: edges += line
     label = f"Beam of {most} over {len(steps)} steps"
-    return figure(edges + boxes + heads, width, 16 + ROW * rows + 16, label, caption, fixed=True)
+    return figure(edges + boxes, width, 32 + ROW * rows, label, caption, fixed=True)

@@ -83,7 +83,7 @@ def main():
     model, rows = SmolLM2(), []
     for width in (1, 2, 4, 8):
         start = time.perf_counter()
-        found = measure(model, openings, width, args.tokens, 20)
+        found = measure(model, openings, width, args.tokens, 10)
         rows += found
         mean = {key: round(sum(r[key] for r in found) / len(found), 4) for key in ("logprob_per_token", "repeated_4grams")}
         print(json.dumps({"width": width, "seconds": round(time.perf_counter() - start, 1)} | mean), flush=True)
