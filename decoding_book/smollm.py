@@ -220,7 +220,8 @@ def read_config(
         eos, *_ = [meta["tokenizer.ggml." + name]
                    for name in ("eos_token_id", "tokens", "merges", "token_type")]
     except KeyError as error: raise ValueError(f"{path} does not state {error}") from error
-    limits = [("block_count", config.layers, len(tensors)), ("context_length", config.context, 2**20),
+    limits = [("block_count", config.layers, len(tensors)),
+              ("context_length", config.context, 2**20),
               ("eos_token_id", eos, config.vocab - 1), ("rope.freq_base", config.theta, 1e9),
               ("layer_norm_rms_epsilon", config.eps, 1)]
     for name, value, most in limits:
