@@ -16,7 +16,7 @@ from numbers import Integral
 
 import torch
 
-from .loop import as_prompts, as_stops, left_pad, log_normalizer
+from .loop import as_prompts, as_stops, left_pad, log_normalizer, token_texts
 
 # %% ../nbs/05_exhaustive.ipynb #26f9efce
 @dataclass(repr=False)
@@ -50,13 +50,7 @@ class Hypothesis:
 
     def _view(self):
         "The plain data that `show.tokens_html` draws."
-        ids, tokens = self.prompt_ids.tolist(), []
-        prompt = text = self._decode(ids)
-        for id in self.ids.tolist():
-            ids.append(id)
-            longer = self._decode(ids)   # a token may join the one before it
-            tokens.append(longer[len(text):] if longer.startswith(text) else self._decode([id]))
-            text = longer
+        prompt, tokens = token_texts(self._decode, self.prompt_ids, self.ids)
         return dict(prompt=prompt, tokens=tokens, logprobs=self.logprobs.clamp(max=0).tolist())
 
     def _repr_html_(self):

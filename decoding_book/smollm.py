@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['NUMBERS', 'BLOCKS', 'SIZES', 'weights_path', 'read_gguf', 'dequantise', 'read_tokenizer', 'render_chat', 'turns',
-           'rotate', 'raw_scores', 'attend', 'swiglu', 'Config', 'read_config', 'lay', 'has_onednn', 'score_all',
-           'load', 'check_ids', 'run_layers', 'SmolLM2', 'HuggingFaceCache', 'HuggingFace']
+           'rotate', 'raw_scores', 'attend', 'swiglu', 'Config', 'read_config', 'lay', 'multiply', 'block',
+           'multiply_blocks', 'has_onednn', 'load', 'check_ids', 'run_layers', 'SmolLM2', 'HuggingFaceCache',
+           'HuggingFace']
 
 # %% ../nbs/04_smollm.ipynb #bbf9b4c6
 import io
@@ -237,25 +238,32 @@ def read_config(
 # %% ../nbs/04_smollm.ipynb #524c7b2e
 def lay(
     w,    # (out, in)
-):        # (in, out): w transposed, and in float32 also moved, if that is faster to read
-    "Lay a matrix out so that `x @ lay(w)` is fast for few rows x."
-    return w.t().contiguous() if w.dtype == torch.float32 and w.shape[0] >= w.shape[1] else w.t()
+):        # the matrix as `multiply` takes it
+    "Lay a matrix out so that few rows are multiplied fast."
+    long = w.dtype == torch.float32 and w.shape[1] > 1024          # blocks would round it too much
+    return block(w) if w.device.type == "cpu" and has_onednn(w.dtype) and not long else w
+
+def multiply(
+    x,    # (..., in)
+    w,    # from `lay`, of a matrix (out, in)
+):        # (..., out)
+    "Each row of x times the matrix."
+    if not w.is_mkldnn: return F.linear(x, w)
+    rows = x.flatten(0, -2)
+    if len(rows) < 3: rows = F.pad(rows, (0, 0, 0, 4 - len(rows)))
+    return multiply_blocks(rows, w)[:x.shape[:-1].numel()].unflatten(0, x.shape[:-1])
+
+def block(w): return torch.ops.mkldnn._reorder_linear_weight(w, 8)
+
+def multiply_blocks(x, w): return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
 
 @lru_cache
-def has_onednn():
-    "Can oneDNN's float32 product be called by its private name in this build of torch?"
-    x, w = torch.tensor([[1., 2.]]), torch.tensor([[3., 4.]])
-    try: return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "").item() == 11
+def has_onednn(dtype):
+    "Can oneDNN's blocks be had for this type, on this processor, in this build of torch?"
+    if dtype not in (torch.float32, torch.bfloat16): return False
+    x, w = torch.tensor([[1, 2]], dtype=dtype), torch.tensor([[3, 4]], dtype=dtype)
+    try: return multiply_blocks(x, block(w)).item() == 11
     except (AttributeError, RuntimeError, TypeError): return False
-
-def score_all(
-    x,       # (..., width)
-    head,    # (V, width)
-):           # (..., V) float32
-    "The last product: one logit a token."
-    if x.dtype == torch.float32 and x.device.type == "cpu" and has_onednn():
-        return torch.ops.mkldnn._linear_pointwise(x, head, None, "none", [], "")
-    return F.linear(x, head).float()
 
 # %% ../nbs/04_smollm.ipynb #fc3204f1
 @lru_cache(maxsize=2)
@@ -271,8 +279,9 @@ def load(path, dtype, device):
         qkv=lay(get(f"{i}.attn_q", f"{i}.attn_k", f"{i}.attn_v")), out=lay(get(f"{i}.attn_output")),
         up=lay(get(f"{i}.ffn_gate", f"{i}.ffn_up")), down=lay(get(f"{i}.ffn_down")))
         for i in [f"blk.{i}" for i in range(config.layers)]]
+    embedding = get("token_embd")
     return SimpleNamespace(meta=meta, config=config, tokenizer=read_tokenizer(meta), layers=layers,
-                           head=get("token_embd"), norm=get("output_norm"),
+                           embedding=embedding, head=lay(embedding), norm=get("output_norm"),
                            turns=turns(config.context, config.size, config.theta).to(device))
 
 # %% ../nbs/04_smollm.ipynb #b2ca7c3b
@@ -304,15 +313,15 @@ def run_layers(
     "What the layers make of the tokens."
     c = w.config
     for i, layer in enumerate(w.layers):
-        new = F.rms_norm(x, (c.width,), layer.attn_norm, c.eps) @ layer.qkv
+        new = multiply(F.rms_norm(x, (c.width,), layer.attn_norm, c.eps), layer.qkv)
         qk, v = new.unflatten(-1, (-1, c.size)).split([c.heads + c.kv_heads, c.kv_heads], 2)
         q, k = rotate(qk, turn).transpose(1, 2).split([c.heads, c.kv_heads], 1)
         v = v.transpose(1, 2)                                   # (B, G, T, size), as k
         if cache is not None: k, v = cache.put(i, k, v)         # (B, G, N, size)
         if raw is not None: raw.append(raw_scores(q[:, :, -1:], k))
-        x = x + attend(q, k, v, allowed).transpose(1, 2).flatten(2) @ layer.out
-        both = F.rms_norm(x, (c.width,), layer.ffn_norm, c.eps) @ layer.up
-        x = x + swiglu(both) @ layer.down
+        x = x + multiply(attend(q, k, v, allowed).transpose(1, 2).flatten(2), layer.out)
+        both = multiply(F.rms_norm(x, (c.width,), layer.ffn_norm, c.eps), layer.up)
+        x = x + multiply(swiglu(both), layer.down)
     return x
 
 # %% ../nbs/04_smollm.ipynb #af391d09
@@ -391,11 +400,11 @@ class SmolLM2:
         allowed = visible(real, T) if keys is not None or 1 < T < N else None
         turn = w.turns[positions].unsqueeze(-2)                     # the same for all heads
         raw = [] if attention else None
-        x = run_layers(w.head[ids], w, turn, allowed, cache, raw)
+        x = run_layers(w.embedding[ids], w, turn, allowed, cache, raw)
         if cache is not None: cache.length = N
         x = F.rms_norm(x[:, -1] if last_only else x, w.norm.shape, w.norm, self.config.eps)
         found = (torch.stack(raw, 1), real) if attention else (None, None)
-        return Prediction(score_all(x, w.head), cache, *found)
+        return Prediction(multiply(x, w.head).float(), cache, *found)
 
 # %% ../nbs/04_smollm.ipynb #08b6dd97
 class HuggingFaceCache:
