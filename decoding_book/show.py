@@ -66,7 +66,7 @@ def html_text(
     text: str,  # anything
 ) -> str:       # HTML that shows it literally
     "Escape for HTML, and keep `$` and a backslash from being read as mathematics."
-    text = escape(text, quote=False)
+    text = escape(text.encode("utf-8", "replace").decode(), quote=False)   # no lone surrogates
     return text.replace("$", "<span>$</span>").replace("\\", "<span>\\</span>")
 
 # %% ../nbs/A_show.ipynb #878a561f
@@ -363,7 +363,7 @@ def draw_bars(
     ax.invert_yaxis()
     ax.set_xlim(0, max(max(p), 1e-9) * 1.35)  # room for the numbers
     ax.set_xlabel("probability")
-    if title: ax.set_title(title)
+    if title: ax.set_title(title, parse_math=False)
     return ax
 
 # %% ../nbs/A_show.ipynb #8df3cfb0
@@ -412,7 +412,7 @@ def print_values(
     for i, row in enumerate(rows):
         for j, x in enumerate(row):
             dark = math.isfinite(x) and image.norm(x) < .45
-            text = f"{x:.2f}" if isinstance(x, float) and math.isfinite(x) else f"{x}"
+            text = f"{x:.3g}" if isinstance(x, float) and math.isfinite(x) else f"{x}"
             ax.text(j, i, text, ha="center", va="center", color="white" if dark else "black")
 
 # %% ../nbs/A_show.ipynb #eb584ab7
@@ -429,5 +429,5 @@ def label_axes(
         put(range(len(names)), names)
     if xlabels is not None and max(len(str(x)) for x in xlabels) > 7:
         ax.tick_params(axis="x", rotation=90)
-    if title: ax.set_title(title)
+    if title: ax.set_title(title, parse_math=False)
     return ax

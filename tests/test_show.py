@@ -294,7 +294,7 @@ def test_bars_bad_input(args, says):
 def test_heat():
     ax = heat([[.5, .25], [0, -math.inf]], ["a", "b"], ["c", "d"], "two by two")
     assert ax.images[0].get_array().tolist()[0] == [.5, .25]
-    assert [t.get_text() for t in ax.texts] == ["0.50", "0.25", "0", "-inf"]
+    assert [t.get_text() for t in ax.texts] == ["0.5", "0.25", "0", "-inf"]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b"]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["c", "d"]
     assert ax.get_title() == "two by two"

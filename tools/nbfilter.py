@@ -19,6 +19,7 @@ DIRECTIVE = re.compile(r"^#\|\s*(\w+)\s*:?\s*(.*)$")
 OWN = {"default_exp", "export", "exporti", "exports", "hide", "hide_input"}
 BACKTICKS = re.compile(r"(?<![\[`])`([A-Za-z_][\w.]*)(\(\))?`(?![`\]])")
 SLUG = re.compile(r"[^\w\- ]")
+FOLD = '#| code-fold: true\n#| code-summary: "Imports"\n'
 
 
 def settings(
@@ -161,8 +162,8 @@ class Page:
         return markdown(f'```{{=html}}\n<div class="exported">{ids}in <a href="{url}" '
                         f'title="Its source, as exported"><code>{module}</code></a></div>\n```')
 
-    def code_cells(self, cell):
-        "What the site shows for one code cell."
+    def code_cells(self, cell, before=""):
+        "What the site shows for one code cell, which stands after the text `before`."
         directives, code = split_directives(text(cell))
         if not code or "hide" in directives:
             return []
@@ -170,7 +171,9 @@ class Page:
         body = [n for n in tree.body
                 if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
         if body and all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body):
-            code = f'#| code-fold: true\n#| code-summary: "Imports"\n{code}'
+            code = FOLD + code
+        elif any("image/png" in o.get("data", {}) for o in cell.get("outputs", [])):
+            code = f"#| fig-alt: {json.dumps(figure_text(code, before), ensure_ascii=False)}\n{code}"
         label = self.label(tree) if directives.keys() & {"export", "exporti", "exports"} else None
         return [c for c in (label, {**cell, "source": code}) if c]
 
@@ -210,12 +213,17 @@ class Page:
 
     def filtered(self):
         "The notebook that the site shows."
-        out = []
+        out, before = [], ""
         for cell in self.head(self.nb["cells"]):
             if cell["cell_type"] == "code":
-                out += self.code_cells(cell)
+                new = self.code_cells(cell, before)
+                if out and new and all(text(c).startswith(FOLD) for c in (out[-1], new[0])):
+                    first = out.pop()                # one fold for imports that stand together
+                    new[0] = {**new[0], "source": text(first) + "\n" + text(new[0]).removeprefix(FOLD)}
+                out += new
             elif cell["cell_type"] == "markdown":
-                out.append({**cell, "source": self.linked(text(cell))})
+                before = text(cell)
+                out.append({**cell, "source": self.linked(before)})
             else:
                 out.append(cell)
         return {**self.nb, "cells": out}
@@ -226,6 +234,17 @@ def text(
 ):
     "The source of a cell, which may be stored as a list of lines."
     return "".join(cell["source"])
+
+
+def figure_text(
+    code,    # The code that draws a figure
+    before,  # The Markdown before it, which says what it shows
+):
+    "The words that stand for a figure where it cannot be seen."
+    title = re.search(r"title=([\"'])(.+?)\1", code)
+    paragraph = re.sub(r"\[([^\]]*)\]\([^)]*\)|[*`$]", r"\1", before.strip().split("\n\n")[-1])
+    words = " ".join(([title[2] + "."] if title else []) + paragraph.split())
+    return words if len(words) <= 250 else words[:250].rsplit(" ", 1)[0] + " …"
 
 
 def markdown(
