@@ -11,7 +11,7 @@ import torch
 from decoding_book.beam import beam_search, row_best
 from decoding_book.exhaustive import (Hypotheses, best_first_search, exhaustive_search, n_largest,
                                       search_cost)
-from decoding_book.greedy import greedy_search
+from decoding_book.greedy import greedy_search, repeated_ngrams
 from decoding_book.loop import Prediction, generate, score
 from decoding_book.toy import TableModel, sequence_law, six_words
 from decoding_book.trees import bands, beam_html, branches, tree_html
@@ -415,6 +415,7 @@ def test_tree_bands_fit():
             assert all(a + h <= b + 1e-9 for (a, h), (b, _) in zip(spans, spans[1:]))
         assert sum(n for prefix, *_, n in found if prefix is None or prefix in law) == len(law)
         assert all(h >= least for prefix, _, _, h, _ in found if prefix is not None)
+    assert [round(b[3], 9) for b in bands({("a",): .5, ("b",): .3, ("c",): .2}, .4)] == [.5, .5]
 
 
 def test_tree_labels_are_inside_their_bands():
@@ -435,6 +436,26 @@ def test_tree_labels_are_inside_their_bands():
     titles = ["".join(t.itertext()) for t in svg.iter(f"{SVG}title")]
     assert any(t.startswith("cold coffee I like stop: 3.6 %") for t in titles)
     assert {"best", "greedy"} <= {"".join(t.itertext()) for t in svg.iter(f"{SVG}text")}
+
+
+def test_names_of_equal_paths_stand_apart():
+    text = ("a", "b")
+    svg = drawing(tree_html({text: 1.}, {"greedy": text, "beam": text, "best": text}, tall=60))
+    names = [float(t.get("y")) for t in svg.iter(f"{SVG}text") if "".join(t.itertext()) in ("greedy", "beam", "best")]
+    assert len(names) == 3 and all(b - a >= 14 for a, b in zip(sorted(names), sorted(names)[1:]))
+
+
+def test_paths_outside_the_tree_are_refused():
+    with pytest.raises(ValueError, match=r"paths: 'best' is \('b',\)"): tree_html({("a",): 1.}, {"best": ("b",)})
+    for bad in ({("a",): 1.1}, {("a",): -.5, ("b",): 1.}, {}):
+        with pytest.raises(ValueError, match="probabilities sum to"): branches(bad)
+
+
+def test_repeated_ngrams():
+    assert repeated_ngrams([1, 2, 3, 4, 5, 6, 7]) == 0 and repeated_ngrams([1, 2, 3]) == 0
+    assert repeated_ngrams(torch.tensor([1, 2] * 4), 2) == 1 - 2 / 7          # (1,2) and (2,1) out of seven
+    assert repeated_ngrams([1, 1], 1) == .5 and repeated_ngrams([3, 1, 2, 3, 4, 1, 2, 3], 3) == 1 - 5 / 6
+    with pytest.raises(ValueError, match="n: 0 is below 1"): repeated_ngrams([1, 2], 0)
 
 
 def test_beam_boxes_do_not_overlap():

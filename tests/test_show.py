@@ -323,6 +323,7 @@ def test_heat_bad_input(args, says):
 
 def test_figure_style_restores_what_it_changed():
     import matplotlib as mpl
+    mpl.rcdefaults()                                        # nothing of the style is left from other tests
     before = dict(mpl.rcParams)
     with pytest.raises(KeyError), figure_style():
         assert mpl.rcParams["figure.facecolor"] == "white"
