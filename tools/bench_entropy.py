@@ -1,0 +1,81 @@
+"""What do the measures and the policy cost, as a share of a SmolLM2 step?
+
+    python tools/bench_entropy.py            a minute; chapters 15 and 16 quote the result
+    python tools/bench_entropy.py --quick    a short look, nothing recorded
+
+A step is one token for each row after 128 tokens of context, with the cache, float32, greedy. The parts are timed one after the
+other in every round; each figure is a median. `attention` is what it costs the model to hand out its scores.
+"""
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+
+from bench_smollm import PROMPT, ROOT, machine
+
+CONTEXT = 128
+
+
+def timed(work):
+    "Milliseconds, and the result."
+    start = time.perf_counter()
+    result = work()
+    return 1000 * (time.perf_counter() - start), result
+
+
+def compare(model, batch, rounds):
+    "Medians in milliseconds for one batch size, and shares of a step."
+    import torch
+    from decoding_book.entropix import EntropySampler
+    from decoding_book.entropy import attention_measures, measure, measures
+    ids = torch.tensor([(model.encode(PROMPT) * 9)[:CONTEXT]] * batch)
+    cache = model.new_cache(batch, CONTEXT + 1)
+    model(ids, cache=cache)
+    new, policy, found = ids[:, :1], EntropySampler(), {}
+    for round in range(rounds + 2):                     # two rounds to warm up
+        parts = {}
+        for name, attention in (("step", False), ("step with attention", True)):
+            cache.length = CONTEXT
+            parts[name], p = timed(lambda: model(new, cache=cache, attention=attention))
+        parts["logit measures"], _ = timed(lambda: measures(p.logits))
+        parts["attention measures"], _ = timed(lambda: attention_measures(p.attention, p.key_mask[:, None]))
+        parts["measures"], m = timed(lambda: measure(p))
+        parts["policy"], _ = timed(lambda: policy.decide(m))
+        if round >= 2:
+            for name, ms in parts.items(): found.setdefault(name, []).append(ms)
+    ms = {name: round_(statistics.median(x)) for name, x in found.items()}
+    cost = ms["measures"] + ms["policy"]
+    extra = statistics.median(b - a for a, b in zip(found["step"], found["step with attention"]))
+    return {"batch": batch, "context": CONTEXT, "rounds": rounds, "ms": ms, "attention_ms": round_(extra),
+            "share": round_(cost / ms["step"]), "share_with_attention": round_((cost + max(extra, 0)) / ms["step"])}
+
+
+def round_(x): return float(f"{x:.3g}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few rounds, nothing recorded")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/entropy.json")
+    args = parser.parse_args()
+    os.environ["TQDM_DISABLE"] = "1"
+    if args.quick: args.rounds = 5
+    import torch
+    from decoding_book.smollm import SmolLM2
+    torch.set_num_threads(args.threads)
+    model, rows = SmolLM2(), []
+    with torch.inference_mode():
+        for batch in (1, 8): rows.append(compare(model, batch, args.rounds))
+    print(json.dumps(rows, indent=1))
+    if not args.quick:
+        args.out.parent.mkdir(exist_ok=True)
+        args.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+        print(f"recorded in {args.out}")
+
+
+if __name__ == "__main__":
+    main()
