@@ -22,10 +22,10 @@ def measures(
 ):           # entropy (...) in bits, varentropy (...) in bits squared
     "Entropy and varentropy from one pass over the logits."
     z = torch.as_tensor(logits)
-    if z.is_cuda:                                # the chapter on kernels, if it is there
+    if not z.is_cuda: z = check_logits(z)        # on a GPU a check would wait for it
+    elif z.ndim == 2 and z.dtype != torch.float64:
         try: return import_module("decoding_book.cuda").measures(z)
-        except (ImportError, AttributeError): pass
-    else: z = check_logits(z)
+        except (ImportError, AttributeError): pass              # no kernels here
     z = z if z.dtype == torch.float64 else z.float()
     below = (z - z.amax(-1, keepdim=True)).clamp_(min=-1000)     # where removed: exp gives 0
     weight = below.exp()

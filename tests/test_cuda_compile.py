@@ -1,0 +1,78 @@
+"""Every CUDA kernel and variant compiles for three generations of GPUs, on a machine without one."""
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+needs_triton = pytest.mark.skipif(find_spec("triton") is None,
+                                  reason="Triton is not installed: pip install triton==3.7.1")
+
+# What runs in a process of its own: in this one the kernels may be interpreted.
+SCRIPT = '''
+import json, sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+import decoding_book.cuda as C
+
+POINTERS = dict(numbers="*fp64", names="*i64", parts="*fp64", peaks="*fp32", picks="*i32", list_y="*fp32",
+                list_id="*i32", out="*i64", facts="*fp32")
+
+def build(kernel, arch, dtype, **constants):
+    fn = getattr(C, kernel)
+    constants = {n: v for n, v in constants.items() if n in fn.arg_names}
+    types = POINTERS | dict(logits="*" + dtype, across="i64")
+    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in fn.arg_names}
+    fixed = {(fn.arg_names.index(n),): v for n, v in constants.items()}
+    source = ASTSource(fn=fn, signature=signature, constexprs=fixed)
+    done = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(num_warps=8))
+    assert len(done.asm["cubin"]) > 1000 and f"sm_{arch}" in done.asm["ptx"]
+    return dict(kernel=kernel, arch=arch, dtype=dtype, shared=done.metadata.shared,
+                log=done.asm["ptx"].count("lg2.approx"), **constants)
+
+print(json.dumps([build(**row) for row in json.loads(sys.argv[1])]))
+'''
+SIZES = dict(SLOTS=1024, BLOCK=2048, CHUNK=128, WIDE=512, PIVOTS=16)      # the defaults at V = 151 936
+VARIANTS = [("draw_kernel", 0), ("draw_kernel", 1), ("draw_kernel", 2), ("scan_kernel", 0), ("scan_kernel", 2),
+            ("finish_kernel", 0), ("finish_kernel", 1), ("finish_kernel", 2)]
+DTYPES = ["fp32", "bf16", "fp16"]
+ARCHS = [80, 90, 100]
+
+
+def compiled(rows):
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, "-c", SCRIPT, json.dumps(rows)], capture_output=True, text=True,
+                          env=env, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@needs_triton
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_variant(arch, full, record):
+    "Each kernel and task; the types of the logits take turns over the targets, and `--full` takes all."
+    rows = []
+    for i, (kernel, task) in enumerate(VARIANTS):
+        turn = DTYPES if full else [DTYPES[(i + ARCHS.index(arch)) % 3]]
+        slices = 1 if kernel == "draw_kernel" else 16
+        rows += [dict(SIZES, kernel=kernel, arch=arch, dtype=d, TASK=task, SLICES=slices, step=1) for d in turn]
+    assert {r["dtype"] for r in rows} == set(DTYPES)
+    built = compiled(rows)
+    assert len(built) == len(rows)
+    assert all(b["log"] == 0 for b in built)              # the noise needs the accurate logarithm
+    assert all(b["shared"] < 48 * 1024 for b in built)
+    record(f"cuda_compiled_sm_{arch}", {"variants": len(built), "shared bytes": max(b["shared"] for b in built)})
+
+
+@needs_triton
+@pytest.mark.parametrize("arch", ARCHS)
+def test_small_and_strided(arch):
+    "A launch folds arguments that are 1 into the code: one row, one token; or a stride between tokens."
+    small = dict(SIZES, SLOTS=16, BLOCK=16, CHUNK=16, WIDE=16, kernel="draw_kernel", arch=arch, TASK=2)
+    assert len(compiled([dict(small, dtype="bf16", B=1, V=1, across=1, step=1), dict(small, dtype="fp32")])) == 2
