@@ -37,7 +37,7 @@ notebooks: $(READY) ## run the notebooks' own checks only, results thrown away
 
 verify: $(READY) notebooks ## the full counts, recorded in benchmarks/verify.json, and the mutations
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --full --record benchmarks/verify.json tests $(ARGS)
-	@$(BIN)/python tools/mutate.py --record benchmarks/verify.json
+	@$(BIN)/python tools/mutate.py --jobs $(JOBS) --record benchmarks/verify.json
 
 export: $(READY) ## write decoding_book/ and README.md from the notebooks
 	@$(BIN)/nbdev_export

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['ORDER', 'RULES', 'OFF', 'BACKENDS', 'CHOICES', 'DIALECTS', 'setting', 'penalize', 'top_k_and_ties', 'stages',
-           'truncate', 'find_backend', 'draw', 'draw_plain', 'Sampler', 'Stage', 'Trace']
+           'truncate', 'is_ours', 'find_backend', 'draw', 'draw_plain', 'Sampler', 'Stage', 'Trace']
 
 # %% ../nbs/13_sampler.ipynb #3d94e730
 from dataclasses import dataclass, fields, replace
 from html import escape
 from importlib import import_module
+from importlib.util import find_spec
 from numbers import Real
 
 import torch
@@ -114,14 +115,26 @@ BACKENDS = {  # where each implementation of the draw lives; imported when first
     "cuda": "decoding_book.cuda:draw_cuda",
 }
 
+def is_ours(params):
+    "Whether a `Sampler` cuts as this book does: a faster form may then stand in."
+    rules = tuple(params.order), params.ties, params.boundary, params.joint
+    return rules == (ORDER, "exact", "include", False)
+
 def find_backend(
-    name=None,  # a key of `BACKENDS`; None: the plain form
-):              # a function (logits, params, key) -> Draw
+    name=None,     # a key of `BACKENDS`; None: the fastest that knows these parameters
+    params=None,   # a `Sampler`; None: the book's own rules
+    device="cpu",  # where the logits are
+):                 # a function (logits, params, key) -> Draw
     "The implementation of the draw that goes by a name."
     if not isinstance(name, (str, type(None))): raise TypeError(f"backend: {name!r} is not a name")
-    if (name or "plain") not in BACKENDS:
+    if name is None and (params is None or is_ours(params)):
+        kind = torch.device(device).type
+        gpu = kind == "cuda" and all(map(find_spec, ("triton", BACKENDS["cuda"].split(":")[0])))
+        name = "fused" if kind == "cpu" else "cuda" if gpu else "plain"
+    name = "plain" if name is None else name
+    if name not in BACKENDS:
         raise ValueError(f"backend: {name!r} is not one of {', '.join(map(repr, BACKENDS))}")
-    module, function = BACKENDS[name or "plain"].split(":")
+    module, function = BACKENDS[name].split(":")
     try: return getattr(import_module(module), function)
     except (ImportError, AttributeError) as e:
         raise ValueError(f"backend: {name!r} is not there ({e})") from None
@@ -144,7 +157,7 @@ def draw(
         shape = _shape(part)
         if shape not in ((), z.shape[:1]):
             raise ValueError(f"key: {name} of shape {shape}, expected () or {tuple(z.shape[:1])}")
-    return find_backend(backend)(z, params, key)
+    return find_backend(backend, params, z.device)(z, params, key)
 
 def draw_plain(logits, params, key):
     "The definition: filter, add the key's noise, take the maximum."

@@ -16,16 +16,18 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-COPY = ROOT / "build" / f"mutate-{os.getpid()}"  # two runs do not meet
+COPIES = ROOT / "build" / f"mutate-{os.getpid()}"  # two runs do not meet
 
 # (module, old text, new text, tests, what is broken)
 LOOP, EDGES = "tests/test_loop.py", "tests/test_loop_edges.py"
 SMOLLM = "tests/test_smollm.py -k "  # the file takes minutes: for each break its own test
 SEARCH, BEAM, SHOW, TOY = (f"tests/test_{name}.py" for name in ("search", "beam", "show", "toy"))
 TREES = SEARCH + " -k 'tree or boxes or names or paths'"
+ENTROPY, ENTROPIX = "tests/test_entropy.py -k 'not smollm'", "tests/test_entropix.py -k 'not real_model'"
 MUTATIONS = [
     ("loop", "logits.argmax(-1)", "logits.argmin(-1)", LOOP, "greedy takes the worst token"),
     ("loop", "ids[i, -len(r):], mask[i, -len(r):]", "ids[i, :len(r)], mask[i, :len(r)]", LOOP,
@@ -259,10 +261,10 @@ MUTATIONS = [
     ("greedy", 'one.reason in ("eos", "stop")', 'one.reason == "stop"', SEARCH, "a text that ended is called cut"),
     ("greedy", "total = sum(logprobs.tolist())", "total = logprobs.mean().item()", SEARCH, "the mean in place of the sum"),
     ("beam", "total / n ** self.penalty", "total * n ** self.penalty", BEAM, "the length penalty is upside down"),
-    ("beam", "return -self.score, self.ids", "return -self.score, tuple(-i for i in self.ids)", BEAM, "ties go to the larger ids"),
-    ("beam", "[p for p in kept if not p.finished]", "[p for p in new if not p.finished][:beam.width]", BEAM,
+    ("beam", "return -self.score, self.ids", "return -self.score, tuple(-i for i in self.ids)", SEARCH, "ties go to the larger ids"),
+    ("beam", "[p for p in kept if not p.finished]", "[p for p in new if not p.finished][:beam.width]", SEARCH,
      "finished texts do not compete for places"),
-    ("beam", "return beam.finished[beam.n_best - 1].score > hope", "return True", BEAM, "early stopping without the bound"),
+    ("beam", "return beam.finished[beam.n_best - 1].score > hope", "return True", SEARCH, "early stopping without the bound"),
     ("beam", "rows += [at + p.parent for p in beam.running]", "rows += [at + i for i, p in enumerate(beam.running)]", BEAM,
      "the cache keeps the rows of other paths"),
     ("beam", "zip(new[:beam.width], stops) if stop]", "zip(new, stops) if stop]", BEAM, "Hugging Face: ended texts outside the first k count"),
@@ -271,7 +273,7 @@ MUTATIONS = [
     ("beam", 'beam.early == "never" and beam.penalty > 0 else n', 'beam.early != "never" and beam.penalty > 0 else n', BEAM,
      "Hugging Face: 'never' and False are swapped"),
     ("beam", "        at += size\n", "        at += 0\n", BEAM, "a second prompt reads the first one's rows"),
-    ("beam", "sums[:, n - 1] == sums[:, n]) & (sums[:, n] > -math.inf)", "sums[:, n - 1] == sums[:, n]) & (sums[:, n] > math.inf)", BEAM,
+    ("beam", "sums[:, n - 1] == sums[:, n]) & (sums[:, n] > -math.inf)", "sums[:, n - 1] == sums[:, n]) & (sums[:, n] > math.inf)", SEARCH,
      "ties at the cut are left to topk"),
     ("trees", "mass[text[:n]] = mass.get(text[:n], 0.) + p", "mass[text[:n]] = p", TREES, "a prefix has one text's probability"),
     ("trees", "key=lambda c: -mass[c]", "key=lambda c: mass[c]", TREES, "the least probable word on top"),
@@ -292,16 +294,47 @@ MUTATIONS = [
     ("toy", "if self.context else min(prefix.shape[1], 1)", "", TOY, "a Markov table looks at the whole text"),
     ("toy", "ids[lengths == n, ids.shape[1] - n:]", "ids[lengths == n, :n]", TOY, "padding is read as words"),
     ("toy", "mask[:, :-1] & ~mask[:, 1:]", "mask[:, 1:] & ~mask[:, 1:]", TOY, "right padding passes"),
+    ("entropy", "H = (total.log() - mean) / math.log(2)", "H = total.log() - mean", ENTROPY, "entropy in nats"),
+    ("entropy", "(total * math.log(2)**2)", "(total * math.log(2))", ENTROPY, "varentropy in a unit of its own"),
+    ("entropy", "below = (z - z.amax(-1, keepdim=True)).clamp_(min=-1000)", "below = z - z.amax(-1, keepdim=True)", ENTROPY,
+     "a removed token makes NaN"),
+    ("entropy", "s = s.where(real, torch.finfo(s.dtype).min)", "s = s.nan_to_num(0)", ENTROPY, "padded keys take part in the softmax"),
+    ("entropy", "bits.var(-1, correction=0)", "bits.var(-1)", ENTROPY, "another variance over heads"),
+    ("entropy", "1 - gap / 2,", "gap / 2,", ENTROPY, "agreement with the wrong sign"),
+    ("entropy", "gap / keys.clamp(min=1)", "gap / s.shape[-1]", ENTROPY, "padding counts in the disagreement"),
+    ("entropy", "(s.abs() * real).sum(-1)", "s.abs().clamp(max=1e9).sum(-1)", ENTROPY, "padding counts in the interaction"),
+    ("entropy", "given[context.row, context.lengths]", "given[context.row, context.lengths - 1]", ENTROPY,
+     "a text is followed one token late"),
+    ("entropix", "for i in (3, 2, 1, 0)", "for i in (0, 1, 2, 3)", ENTROPIX, "the last corner wins, not the first"),
+    ("entropix", "(ent < c.high_ent_thresh) & wild, (ent", "(ent < c.low_ent_thresh) & wild, (ent", ENTROPIX,
+     "published LEHV asks for low entropy"),
+    ("entropix", ".trunc().clamp(min=5)", ".round().clamp(min=5)", ENTROPIX, "published LEHV rounds its top-k"),
+    ("entropix", "getattr(found, agreement), found.interaction", "found.agreement, found.interaction", ENTROPIX,
+     "the published form gets the repaired agreement"),
+    ("entropix", "t.clamp(0, c.max_temp)", "t.clamp(0)", ENTROPIX, "the temperature has no cap"),
+    ("entropix", "(1 + .5 * (1 - agree)), c.top_k,", "(1 + .5 * agree), c.top_k,", ENTROPIX, "agreement widens top-k"),
+    ("entropix", "torch.where(asked, 2, 1)", "torch.where(asked, 1, 2)", ENTROPIX, "asks again when it has just asked"),
+    ("entropix", "context.lengths - context.prompt_lengths >= n", "context.lengths >= n", ENTROPIX,
+     "a question in the prompt counts as asked"),
+    ("entropix", '**parts | {"draw": number}', "**parts", ENTROPIX, "the five draws share their noise"),
+    ("entropix", "z == z.amax(1, keepdim=True)", "z == z.amin(1, keepdim=True)", ENTROPIX, "the least likely draw is kept"),
+    ("entropix", "worse[..., :-1].pow(n)", "worse[..., :-1].pow(n + 1)", ENTROPIX, "the law of the best of n is off by one draw"),
+    ("entropix", "(done + 1) % n", "(done + 2) % n", ENTROPIX, "a clarifying text loses a token"),
 ]
+
+
+def copy():
+    "This worker's own folder."
+    return COPIES / str(os.getpid())
 
 
 def run(
     *args,  # What comes after `python`
 ):
     "Run Python in the copy's folder, so that the copy is what it imports."
-    path = os.pathsep.join(filter(None, [str(COPY), os.environ.get("PYTHONPATH", "")]))
+    path = os.pathsep.join(filter(None, [str(copy()), os.environ.get("PYTHONPATH", "")]))
     env = dict(os.environ, PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1")
-    return subprocess.run([sys.executable, *args], cwd=COPY, env=env, capture_output=True, text=True)
+    return subprocess.run([sys.executable, *args], cwd=copy(), env=env, capture_output=True, text=True)
 
 
 def run_tests(
@@ -317,16 +350,16 @@ def run_tests(
 
 def fresh_copy():
     "The package as it is, copied."
-    shutil.rmtree(COPY, ignore_errors=True)
-    shutil.copytree(ROOT / "decoding_book", COPY / "decoding_book",
+    shutil.rmtree(copy(), ignore_errors=True)
+    shutil.copytree(ROOT / "decoding_book", copy() / "decoding_book",
                     ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def check_origin():
     "The tests must import the copy, or every mutation would survive for the wrong reason."
     origin = run("-c", "import decoding_book; print(decoding_book.__file__)").stdout.strip()
-    if not origin.startswith(str(COPY)):
-        sys.exit(f"the tests would import {origin}, not the copy in {COPY}")
+    if not origin.startswith(str(copy())):
+        sys.exit(f"the tests would import {origin}, not the copy in {copy()}")
 
 
 def broken(
@@ -335,17 +368,38 @@ def broken(
     new,     # What takes its place
 ):
     "Write the broken module into the copy."
-    path = COPY / "decoding_book" / f"{module}.py"
+    path = copy() / "decoding_book" / f"{module}.py"
     text = path.read_text(encoding="utf-8")
     if text.count(old) != 1:
         sys.exit(f"{module}.py holds {text.count(old)} times, not once: {old!r}")
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
+def clean(
+    tests,  # Arguments for pytest
+):
+    "Whether the tests pass while nothing is broken."
+    fresh_copy()
+    check_origin()
+    return run_tests(tests)
+
+
+def attempt(
+    row,  # One of MUTATIONS
+):
+    "Whether a break survives its tests, and the seconds it took to know."
+    module, old, new, tests, _ = row
+    start = time.perf_counter()
+    fresh_copy()
+    broken(module, old, new)
+    return run_tests(tests), time.perf_counter() - start
+
+
 def main():
     "Run the rows that were asked for, and name the survivors."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modules", nargs="*", help="modules whose rows to run (default: all)")
+    parser.add_argument("--jobs", type=int, default=1, help="how many breaks to try at a time")
     parser.add_argument("--record", metavar="FILE", help="add the counts to this file of results")
     parser.add_argument("--list", action="store_true", help="list the rows and stop")
     args = parser.parse_args()
@@ -354,20 +408,17 @@ def main():
         for module, _, _, tests, why in rows:
             print(f"{module:12} {why:50} {tests}")
         return
-    fresh_copy()
-    check_origin()
-    for tests in sorted({r[3] for r in rows}):
-        if not run_tests(tests):
-            sys.exit(f"{tests} fails before anything is broken")
+    if args.jobs > 1:
+        os.environ["OMP_NUM_THREADS"] = "1"
     survivors = []
-    for module, old, new, tests, why in rows:
-        start = time.perf_counter()
-        fresh_copy()
-        broken(module, old, new)
-        survived = run_tests(tests)
-        survivors += [f"{module}: {why} ({tests})"] * survived
-        print(f"  {'SURVIVED' if survived else 'noticed ':8} {module:12} {why}"
-              f" ({time.perf_counter() - start:.0f} s)", flush=True)
+    with ProcessPoolExecutor(args.jobs) as pool:
+        suites = sorted({r[3] for r in rows})
+        for tests, passed in zip(suites, pool.map(clean, suites)):
+            if not passed:
+                sys.exit(f"{tests} fails before anything is broken")
+        for (module, _, _, tests, why), (survived, seconds) in zip(rows, pool.map(attempt, rows)):
+            survivors += [f"{module}: {why} ({tests})"] * survived
+            print(f"  {'SURVIVED' if survived else 'noticed ':8} {module:12} {why} ({seconds:.0f} s)", flush=True)
     print(f"{len(rows) - len(survivors)} of {len(rows)} breaks were noticed")
     if args.record:
         path = Path(args.record)
@@ -382,4 +433,4 @@ if __name__ == "__main__":
     try:
         main()
     finally:
-        shutil.rmtree(COPY, ignore_errors=True)
+        shutil.rmtree(COPIES, ignore_errors=True)
