@@ -19,7 +19,7 @@ import torch
 
 from .loop import Draw
 from .noise import Key
-from .sampler import ORDER, RULES
+from .sampler import ORDER, RULES, draw_plain
 from .temperature import per_row
 
 try:
@@ -761,6 +761,8 @@ def draw_cuda(logits, params, key):
         if getattr(params, name) not in (value, list(value) if name == "order" else value):
             raise ValueError(f"{name}: {getattr(params, name)!r}, and backend 'cuda' knows only "
                              f"{value!r}; use backend='plain'")
+    if torch.is_tensor(logits) and logits.dtype == torch.float64:
+        return draw_plain(logits, params, key)              # the kernels are float32
     _ready(logits)
     settings = {n: getattr(params, n) for n in ORDER}
     return launch(logits, ask(*logits.shape[:1], logits.device, **settings, key=key))

@@ -16,6 +16,7 @@ from decoding_book.sampler import Sampler, draw, truncate
 from decoding_book.toy import six_words
 
 HAVE = find_spec("triton") is not None
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")      # NumPy's, on masked lanes
 needs_triton = pytest.mark.skipif(not HAVE, reason="Triton is not installed: pip install triton==3.7.1")
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -145,15 +146,233 @@ def test_small_vocabularies(full, record):
     tally = Counter()
     for V in (1, 2, 7): sweep(V, 34 if not full else 170, tally, V)
     record("cuda_small_vocabularies", dict(tally))
-    assert tally["close calls"] < max(2, tally["rows"] / 500)
+    assert tally["rows"] >= 800 and tally["close calls"] < tally["rows"] / 500
 
 
 @needs_triton
-@pytest.mark.parametrize("slices,slots,task", [(1, 1024, 2), (4, 200, 2), (1, 64, 1), (2, 16, 2)])
-def test_a_thousand_tokens(slices, slots, task, full, record):
-    "The row itself, a short list, the token only, and a buffer so small that it overflows."
+@pytest.mark.parametrize("slices,slots,task,rows", [(1, 1024, 2, 102), (1, 64, 1, 68), (1, 300, 2, 51),
+                                                    (4, 200, 2, 34), (2, 16, 2, 17)])
+def test_a_thousand_tokens(slices, slots, task, rows, full, record):
+    "The row itself; the token only; a short list; slices; a buffer so small that it overflows."
     tally = Counter()
-    block = {} if GPU else dict(block=256) if slices > 1 else {}
-    sweep(1000, 68 if not full else 510, tally, slices + slots, slices=slices, slots=slots, task=task, **block)
+    block = {} if GPU or slices == 1 else dict(block=256)
+    options = dict(slices=slices, slots=slots, task=task)
+    sweep(1000, 510 if full else rows, tally, slices + slots, **options, **block)
     record(f"cuda_1000_{slices}_{slots}_{task}", dict(tally))
-    assert tally["close calls"] < max(2, tally["rows"] / 500)
+    assert tally["rows"] >= 136 and tally["close calls"] <= max(1, tally["rows"] / 500)
+
+
+@needs_triton
+def test_larger_vocabularies(full, record):
+    tally = Counter()
+    sweep(5003, 17 if not full else 170, tally, 1)
+    rng = torch.Generator().manual_seed(3)
+    z = torch.cat([make_rows(kind, 50_257, 1, rng).float() for kind in ("gauss", "peaked", "ties", "flat")])
+    settings = dict(temperature=[.8, 1., 1.3, 1.], top_k=[50, 0, 0, 2000], top_p=[.9, .9, .95, .5],
+                    min_p=[0., 0., .01, 0.])
+    compare(z, settings, Key(9), tally, slices=2)
+    if full: compare(z, settings, Key(9), tally, slices=1, task=1)
+    record("cuda_larger", dict(tally))
+    assert tally["rows"] >= 136 and tally["close calls"] <= max(1, tally["rows"] / 500)
+
+
+@needs_triton
+def test_counts_are_enough():
+    "The rows that the tests above compare, in the quick tier."
+    assert 3 * 8 * 34 + 8 * (102 + 68 + 51 + 34 + 17) + 8 * 17 >= 3000
+
+
+# ---------------------------------------------------------------- hard rows
+
+def run(z, params=None, key=Key(3), **options):
+    z = z.to(DEVICE)
+    found = C.launch(z, C.ask(len(z), DEVICE, **params or {}, key=key), **FAST | options)
+    return type(found)(*(None if v is None else v.cpu() for v in vars(found).values()))
+
+
+SETTINGS = [{}, dict(temperature=.7), dict(top_k=5), dict(top_p=.8), dict(min_p=.1),
+            dict(temperature=1.2, top_k=40, top_p=.9, min_p=.01), dict(temperature=0)]
+
+
+@needs_triton
+@pytest.mark.parametrize("slices", [1, 2])
+def test_bad_rows_are_reported_and_disturb_nobody(slices):
+    good = 3 * torch.randn(7, 600, generator=torch.Generator().manual_seed(0))
+    bad = good.clone()
+    bad[1, 599], bad[3], bad[5, 0] = NAN, -INF, INF
+    for params in SETTINGS:
+        a, b = (run(z, params, slices=slices, block=256, slots=128) for z in (good, bad))
+        assert b.ids[[1, 3, 5]].tolist() == [-1] * 3 and b.kept[[1, 3, 5]].tolist() == [0] * 3
+        for name in ("logprob", "entropy", "varentropy"):
+            assert getattr(b, name)[[1, 3, 5]].isnan().all()
+            assert getattr(b, name)[::2][[0, 1, 3]].equal(getattr(a, name)[::2][[0, 1, 3]])
+        assert b.ids[[0, 2, 4, 6]].equal(a.ids[[0, 2, 4, 6]]) and (a.ids >= 0).all()
+
+
+@needs_triton
+def test_greedy_is_the_first_maximum():
+    z = torch.zeros(3, 700)
+    z[0, [650, 300]], z[1, [0, 699]] = 2., 5.
+    found = run(z, dict(temperature=[0, 0., 0], top_p=.5, top_k=[None, 7, 0]))
+    assert found.ids.tolist() == [300, 0, 0] and found.kept.tolist() == [1, 1, 1]
+    assert found.logprob.tolist() == [0, 0, 0]
+
+
+@needs_triton
+@pytest.mark.parametrize("size,T", [(1, 1e-40), (1e30, 1e-10), (3e38, .5), (1, 1e30), (1e-40, 1.)])
+def test_extreme_temperatures_and_logits(size, T):
+    z = (size * torch.randn(4, 300, generator=torch.Generator().manual_seed(1)).clamp(-1, 1))
+    z[2] = z[2].where(torch.arange(300) % 3 == 0, -INF)
+    for extra in ({}, dict(top_p=.693), dict(top_k=9), dict(min_p=.5)):
+        params = dict(temperature=T) | extra
+        found, plain = run(z, params, slots=64), draw(z, Sampler(**params), Key(3))
+        assert found.ids.equal(plain.ids), (size, T, extra)
+        assert (found.kept - plain.kept).abs().max() <= ("top_p" in params), (size, T, extra)
+
+
+@needs_triton
+def test_strides():
+    z = 3 * torch.randn(8, 130, generator=torch.Generator().manual_seed(2))
+    for view in (z[::2, 5:70], z.T[:9], z[:3, ::3], z[3:4].expand(3, -1), z.flip(0)[5:, 1:]):
+        assert view.shape[0] > 1
+        for params in (dict(top_k=5, top_p=.9), {}, dict(top_p=.8)):
+            found, plain = run(view, params, slots=32), draw(view, Sampler(**params), Key(3))
+            assert found.ids.equal(plain.ids) and found.kept.equal(plain.kept)
+
+
+@needs_triton
+def test_every_part_of_the_key_counts():
+    z = torch.zeros(6, 50_000)
+    keys = [Key(5), Key(5 + 2**32), Key(2**64 - 1), Key(5, row=7), Key(5, position=[3, 4, 5, 6, 7, 8]), Key(5, draw=1),
+            Key([1, 2, 3, 4, 5, 2**63 + 9], 0, 0, torch.arange(6))]
+    ids = [run(z, key=key).ids for key in keys]
+    for key, mine in zip(keys, ids): assert mine.equal(draw(z, Sampler(), key).ids)
+    assert len({tuple(i.tolist()) for i in ids}) == len(keys)
+
+
+@needs_triton
+def test_alone_in_a_batch_and_in_slices():
+    z = 2 * torch.randn(6, 1500, generator=torch.Generator().manual_seed(4))
+    for params in SETTINGS:
+        batch = run(z, params, Key(8, torch.arange(6)), slots=256)
+        alone = [run(z[i:i + 1], params, Key(8, i), slots=256).ids.item() for i in range(6)]
+        sliced = run(z, params, Key(8, torch.arange(6)), slots=256, slices=4, block=256)
+        assert batch.ids.tolist() == alone == sliced.ids.tolist()
+        assert batch.kept.equal(sliced.kept)
+        torch.testing.assert_close(batch.varentropy, sliced.varentropy)
+
+
+@needs_triton
+def test_top_k_at_every_size_of_the_buffer():
+    "k below, at and above the room; all chunks tied; candidates that just fit and just do not."
+    rng = torch.Generator().manual_seed(6)
+    z = torch.stack([torch.randn(400, generator=rng), torch.zeros(400), torch.randint(0, 3, (400,), generator=rng).float()])
+    for slots, k in itertools.product((16, 32, 64), (1, 15, 16, 17, 63, 64, 65, 399, 400, 401, 10**12)):
+        found, plain = run(z, dict(top_k=k), slots=slots), draw(z, Sampler(top_k=k), Key(3))
+        assert found.ids.equal(plain.ids) and found.kept.equal(plain.kept), (slots, k)
+
+
+@needs_triton
+def test_varentropy_of_a_flat_row_with_one_token_on_top():
+    "The second moment is a small difference of large sums here: float32 sums are wrong by a thousandth."
+    z = torch.zeros(2, 20_000)
+    z[:, 77] = torch.tensor([2., 5.])
+    q = z.double().softmax(-1)
+    H = -(q * q.log2()).sum(-1)
+    expected = (q * (q.log2() + H[:, None])**2).sum(-1).float()
+    entropy, varentropy = C.measures(z.to(DEVICE))
+    torch.testing.assert_close(varentropy.cpu(), expected, rtol=2e-5, atol=0)
+    torch.testing.assert_close(entropy.cpu(), H.float(), rtol=2e-5, atol=0)
+
+
+# ---------------------------------------------------------------- the seam
+
+@needs_triton
+def test_the_loop_draws_with_the_kernels():
+    table = six_words()
+    table.logs = [rows.float() for rows in table.logs]
+    plain, ours = (generate(table, [[3, 2]] * 3, Sampler(top_p=.9, seed=2, backend=b), 5) for b in ("plain", "cuda"))
+    assert [i.tolist() for i in plain.ids] == [i.tolist() for i in ours.ids]
+    assert ours.steps[0].draw.entropy is not None
+
+
+@needs_triton
+def test_what_is_refused():
+    z = torch.randn(2, 9, device=DEVICE)
+    for params in (dict(joint=True), dict(ties="all"), dict(boundary="exceed"), Sampler.dialect("vllm")):
+        sampler = params if isinstance(params, Sampler) else Sampler(**params)
+        with pytest.raises(ValueError, match="backend 'cuda' knows only"): draw(z, sampler, Key(), "cuda")
+    with pytest.raises(TypeError, match="float64, the kernels take"): C.launch(z.double())
+    with pytest.raises(TypeError, match="list, the kernels take"): C.launch([[1.]])
+    with pytest.raises(ValueError, match=r"shape \(9,\)"): C.launch(z[0])
+    with pytest.raises(ValueError, match=r"shape \(0, 9\)"): C.launch(z[:0])
+    with pytest.raises(ValueError, match=r"top_p, row 1: 1.5"): C.ask(2, DEVICE, top_p=[.5, 1.5])
+    with pytest.raises(ValueError, match=r"row 0: -3"): C.ask(2, DEVICE, key=Key(0, [-3, 1]))
+    wide = draw(z.double(), Sampler(top_k=3), Key(1), "cuda")         # float64: the plain form
+    assert wide.logprob.dtype == torch.float64
+    assert wide.ids.equal(draw(z.double(), Sampler(top_k=3), Key(1), "plain").ids)
+
+
+@needs_triton
+def test_slices():
+    for B, V in itertools.product((1, 3, 8, 32, 65, 66, 128, 5000), (1, 2048, 2049, 32_000, 262_144)):
+        n = C.slices_for(B, V)
+        assert n & n - 1 == 0 and 1 <= n <= 64 and (n - 1) * 2048 < max(V, 2048) and (n == 1 or n * B <= 264)
+    assert C.slices_for(1, 151_936) == 64 and C.slices_for(66, 151_936) == 1
+
+
+def test_without_triton():
+    "The package imports, and says what is missing."
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch, decoding_book.cuda as C
+from decoding_book.sampler import Sampler, draw
+from decoding_book.noise import Key
+try: draw(torch.zeros(1, 3), Sampler(), Key(), backend="cuda")
+except ImportError as e: print(e)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "pip install triton" in done.stdout, done.stderr
+
+
+@needs_triton
+def test_interpreted_as_it_comes():
+    "In a process of its own: no shortcuts in the interpreter, and a clear word without it."
+    code = """
+import os, sys
+if sys.argv[1] == "1": os.environ["TRITON_INTERPRET"] = "1"
+import torch, decoding_book.cuda as C
+from decoding_book.noise import Key
+from decoding_book.sampler import Sampler, draw
+z = 3 * torch.randn(4, 300, generator=torch.Generator().manual_seed(1))
+for params in (dict(top_k=20, top_p=.9, min_p=.01), dict(temperature=.7)):
+    try: print(C.launch(z, C.ask(4, "cpu", **params, key=Key(2)), slots=64).ids.equal(draw(z, Sampler(**params), Key(2)).ids))
+    except ValueError as e: print(e)
+"""
+    for setting, said in ("1", "True\nTrue"), ("0", "set TRITON_INTERPRET=1"):
+        env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        done = subprocess.run([sys.executable, "-c", code, setting], capture_output=True, text=True, env=env)
+        assert said in done.stdout, done.stdout + done.stderr
+
+
+# ---------------------------------------------------------------- on a GPU only
+
+@pytest.mark.skipif(not GPU, reason="there is no GPU here")
+def test_graph_and_no_synchronisation():
+    "Captured once and replayed with other logits and positions; nothing in `launch` waits."
+    for B in (3, 200):
+        z, asked = torch.randn(B, 5000, device="cuda"), C.ask(B, "cuda", top_k=50, top_p=.9, key=Key(1))
+        C.launch(z, asked)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph): found = C.launch(z, asked)
+        finally: torch.cuda.set_sync_debug_mode("default")
+        for step in range(3):
+            z.normal_()
+            graph.replay()
+            key = Key(1, torch.arange(B), step)
+            assert found.ids.cpu().equal(draw(z.cpu(), Sampler(top_k=50, top_p=.9), key).ids)
+            asked.advance()
