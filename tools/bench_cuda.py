@@ -316,7 +316,7 @@ def main():
     device = "cuda" if gpu else "cpu"
     peers, missing = who_is_here(device)
     for name, why in missing.items(): print(f"not here: {name}: {why}")
-    checks = {name: check(name, make, device, 100_000 if gpu else 300) for name, make in peers.items() if name != "read"}
+    checks = {name: check(name, make, device, 100_000 if gpu else 40) for name, make in peers.items() if name != "read"}
     for name, found in checks.items(): print(json.dumps({name: found}), flush=True)
     wrong = [n for n, c in checks.items() if any(isinstance(v, float) and v < 1e-4 for v in c.values())]
     if wrong: print("the law is wrong for:", ", ".join(wrong))
