@@ -6,7 +6,7 @@
 __all__ = ['BRANCHES', 'ACTIONS', 'OPEN', 'LOOKS', 'Decision', 'first_branch', 'by_branch', 'as_decision', 'check_config',
            'number', 'PublishedConfig', 'six', 'decide_as_published', 'EntropixConfig', 'decide_repaired',
            'row_sampler', 'best_of', 'EntropyDraw', 'clarifying_ids', 'check_clarify', 'EntropySampler', 'just_asked',
-           'draw_decided', 'law_of', 'calibrate', 'note_of', 'BranchView']
+           'speak', 'draw_decided', 'law_of', 'calibrate', 'note_of', 'BranchView']
 
 # %% ../nbs/16_entropix.ipynb #23f98ee3
 import math
@@ -50,7 +50,8 @@ def by_branch(
     *values,  # five, each a number or (B,)
 ):            # (B,) float64
     "For each row the value of its branch."
-    def column(v): return v.double() if torch.is_tensor(v) else branch.new_full((), v, dtype=torch.float64)
+    def column(v):
+        return v.double() if torch.is_tensor(v) else branch.new_full((), v, dtype=torch.float64)
     return torch.stack([column(v).expand(branch.shape) for v in values]).gather(0, branch[None])[0]
 
 def as_decision(
@@ -140,11 +141,12 @@ def six(
     found,                # `Measures`
     agreement,            # which field stands for the fifth: "agreement" or "disagreement"
     missing=(0, 0, 0, 0), # what stands for attention that was not measured
-):                        # entropy, varentropy, attention entropy and varentropy, agreement, interaction
+):  # entropy, varentropy, the same of attention, agreement, interaction
     "The six measures in float64, each (B,)."
     inside = [found.attention_entropy, found.attention_varentropy,
               getattr(found, agreement), found.interaction]
-    inside = [torch.full_like(found.entropy, v) if x is None else x for x, v in zip(inside, missing)]
+    inside = [torch.full_like(found.entropy, v) if x is None else x
+              for x, v in zip(inside, missing)]
     return [x.double() for x in (found.entropy, found.varentropy, *inside)]
 
 # %% ../nbs/16_entropix.ipynb #5e1de19e
@@ -164,7 +166,8 @@ def decide_as_published(c, found, asked):
     p = (1., c.top_p, c.top_p, (c.top_p - c.hehv_attn_ent_coef * a_ent).clamp(min=.5),
          (c.top_p * (1 + c.ada_top_p * a_vent)).clamp(.1, 1.))
     k = (0, c.top_k, (c.top_k * (1 + .5 * (1 - agree))).trunc().clamp(min=5), c.top_k,
-         (c.top_k * (1 + c.ada_top_k_int * strength - c.ada_top_k_agree * agree)).round().clamp(1, 100))
+         (c.top_k * (1 + c.ada_top_k_int * strength
+                     - c.ada_top_k_agree * agree)).round().clamp(1, 100))
     m = (0., c.min_p, c.min_p, c.min_p, (c.min_p * (1 - c.ada_min_p * (ent + vent))).clamp(.01, .5))
     return as_decision(branch, asked, T, p, k, m)
 
@@ -197,7 +200,7 @@ class EntropixConfig:
     ada_top_k_int: float = number(.3)
     ada_top_k_agree: float = number(.2)
     ada_min_p: float = number(.5)
-    off: tuple = ()         # branches not to use: a corner falls to adaptive, adaptive to a plain draw
+    off: tuple = ()         # branches not used: a corner becomes adaptive, adaptive a plain draw
 
     def __post_init__(self): check_config(self)
     def decide(self, found, asked): return decide_repaired(self, found, asked)
@@ -215,7 +218,8 @@ def decide_repaired(c, found, asked):
                                         zip((ent, vent, *inside), c.typical))
     agree, on = inside[2], float("adaptive" not in c.off)
     T = (math.nan, c.temp * (c.helv_attn_ent_offset + c.helv_attn_ent_coef * a_ent),
-         c.temp * (c.lehv_interaction_strength_offset + c.lehv_interaction_strength_coef * strength),
+         c.temp * (c.lehv_interaction_strength_offset
+                   + c.lehv_interaction_strength_coef * strength),
          c.temp * (c.hehv_attn_vent_offset + c.hehv_attn_vent_coef * a_vent),
          c.temp * (1 + on * (c.ada_temp_logits * (e + v) + c.ada_temp_attn * (a_ent + a_vent)
                              - c.ada_temp_agree * agree)))
@@ -264,7 +268,8 @@ def clarifying_ids(clarify, tokenizer):
     "The clarifying token as a tuple of ids, empty for None."
     if clarify is None: return ()
     if isinstance(clarify, str):
-        if tokenizer is None: raise TypeError(f"clarify: {clarify!r} is text, and needs a tokenizer")
+        if tokenizer is None:
+            raise TypeError(f"clarify: {clarify!r} is text, and needs a tokenizer")
         ids = tuple(tokenizer.encode(clarify))
         if not ids: raise ValueError(f"clarify: {clarify!r} is no token")
     elif isinstance(clarify, Integral) and not isinstance(clarify, bool): ids = (int(clarify),)
@@ -315,7 +320,7 @@ class EntropySampler:
         key = Key(own.seed, context.row if own.rows is None else own.rows, context.lengths)
         n = self.config.n_adaptive_samples
         ids, kept = draw_decided(prediction.logits, decision, key, n, self.backend)
-        ids = self._say(ids, decision, context)
+        ids = speak(self._ids, ids, decision, context, self._state)
         out = EntropyDraw(ids, None, kept, found.entropy, found.varentropy, decision.branch)
         out.measures, out.decision = found, decision
         return out
@@ -324,21 +329,7 @@ class EntropySampler:
         "The exact probabilities (B, V) of the next token under a decision."
         return law_of(logits, decision, self.config.n_adaptive_samples, self._ids)
 
-    def _say(self, ids, decision, context):
-        "Put the clarifying token where it was decided; one of several ids takes several steps."
-        if not self._ids: return ids
-        word, n = torch.tensor(self._ids, device=ids.device), len(self._ids)
-        if n == 1: return torch.where(decision.action == 1, word, ids)
-        said = self._state.get("said")
-        if said is None or len(said) < len(ids): said = torch.zeros_like(ids)
-        done = said[context.row].where(context.lengths > context.prompt_lengths, 0)
-        speaking = (done > 0) | (decision.action == 1)
-        decision.action, decision.branch = (torch.where(done > 0, 1, x)
-                                            for x in (decision.action, decision.branch))
-        self._state["said"] = said.index_put((context.row,), torch.where(speaking, (done + 1) % n, 0))
-        return torch.where(speaking, word[done], ids)
-
-# %% ../nbs/16_entropix.ipynb #919e9b0d
+# %% ../nbs/16_entropix.ipynb #03f0fd47
 def just_asked(
     clarify,   # ids of the clarifying token, a tuple
     context,   # a `Context`
@@ -351,6 +342,28 @@ def just_asked(
     new = context.lengths - context.prompt_lengths >= n
     return (context.ids[:, -n:] == word).all(1) & new
 
+def speak(
+    clarify,   # ids of the clarifying token
+    ids,       # (B,) what was drawn
+    decision,  # `Decision` (B,), corrected where a row is in the middle of it
+    context,   # a `Context`
+    state,     # a dict: how far each row is; one generation at a time
+):             # ids (B,)
+    "Put the clarifying token where it was decided; one of several ids takes several steps."
+    if not clarify: return ids
+    word, n = torch.tensor(clarify, device=ids.device), len(clarify)
+    if n == 1: return torch.where(decision.action == 1, word, ids)
+    said = state.get("said")
+    if said is None or len(said) < len(ids): said = torch.zeros_like(ids)
+    done = said[context.row].where(context.lengths > context.prompt_lengths, 0)
+    speaking = (done > 0) | (decision.action == 1)
+    decision.action, decision.branch = (torch.where(done > 0, 1, x)
+                                        for x in (decision.action, decision.branch))
+    now = torch.where(speaking, (done + 1) % n, 0)
+    state["said"] = said.index_put((context.row,), now)
+    return torch.where(speaking, word[done], ids)
+
+# %% ../nbs/16_entropix.ipynb #73a8c72e
 def draw_decided(
     logits,        # (B, V)
     decision,      # `Decision` (B,)
@@ -363,16 +376,18 @@ def draw_decided(
     first = torch.arange(B, device=logits.device)
     more = first if logits.is_cuda else many.nonzero()[:, 0]        # looking would wait for a GPU
     rows = torch.cat([first, more.repeat(n - 1)])
-    number = torch.cat([first * 0, torch.arange(1, n, device=rows.device).repeat_interleave(len(more))])
+    later = torch.arange(1, n, device=rows.device).repeat_interleave(len(more))
     def take(v): return v[rows] if torch.is_tensor(v) else [v[i] for i in rows.tolist()]
     parts = {n: v if isinstance(v, Integral) else take(v) for n, v in vars(key).items()}
-    out = draw(logits[rows], row_sampler(decision, rows), Key(**parts | {"draw": number}), backend)
+    parts["draw"] = torch.cat([first * 0, later])
+    out = draw(logits[rows], row_sampler(decision, rows), Key(**parts), backend)
     table = out.ids[:B].repeat(n, 1)
     table[1:, more] = out.ids[B:].view(n - 1, len(more))
     z = logits.gather(1, table.T)                                   # (B, n)
     best = torch.where(z == z.amax(1, keepdim=True), table.T, logits.shape[1]).amin(1)
     return torch.where(many, best, out.ids[:B]), out.kept[:B]
 
+# %% ../nbs/16_entropix.ipynb #8b0cc5f1
 def law_of(logits, decision, n, clarify=()):
     "The exact probabilities (B, V) of the next token under a decision."
     rows = torch.arange(len(logits), device=logits.device)
@@ -382,7 +397,7 @@ def law_of(logits, decision, n, clarify=()):
     if clarify: said[:, clarify[0]] = 1
     return torch.where((decision.action == 1)[:, None], said, q)
 
-# %% ../nbs/16_entropix.ipynb #03f0fd47
+# %% ../nbs/16_entropix.ipynb #ac88825f
 def calibrate(
     model,                    # a `LanguageModel`
     texts,                    # str or ids, or a list: what the model will see, but not this text
@@ -390,7 +405,7 @@ def calibrate(
     attention=True,           # False for a model without it
     layers=None,              # as in the sampler
 ) -> EntropixConfig:
-    "Set the thresholds to the thirds of what is measured along the texts, `typical` to its medians."
+    "Thresholds at the thirds of what is measured along the texts, `typical` at its medians."
     found = follow(model, texts, attention, layers).measures
     third, two = torch.tensor([1 / 3, 2 / 3]).double()
     H, V, *rest = six(found, "agreement", config.typical[2:])
@@ -399,7 +414,7 @@ def calibrate(
     return replace(config, typical=tuple(round(x.median().item(), 4) for x in (H, V, *rest)),
                    **{name: round(x.item(), 4) for name, x in cuts.items()})
 
-# %% ../nbs/16_entropix.ipynb #73a8c72e
+# %% ../nbs/16_entropix.ipynb #2284e9fd
 def note_of(
     draw,  # a `Draw` with a branch
     j,     # which row
@@ -409,17 +424,19 @@ def note_of(
     if not isinstance(draw, EntropyDraw): return text            # a row cut out of its batch
     m, d = draw.measures, draw.decision
     if m.agreement is not None:
-        text += (f"; attention {m.attention_entropy[j]:.2f} bits, {m.attention_varentropy[j]:.2f} bits², "
-                 f"agreement {m.agreement[j]:.2f}, interaction {m.interaction[j]:.2f}")
+        text += (f"; attention {m.attention_entropy[j]:.2f} bits, "
+                 f"{m.attention_varentropy[j]:.2f} bits², agreement {m.agreement[j]:.2f}, "
+                 f"interaction {m.interaction[j]:.2f}")
     text += f"; {ACTIONS[d.action[j]]}"
     if d.action[j] < 2: return text
     return text + (f" at T {d.temperature[j]:.2f}, top-k {d.top_k[j]}, top-p {d.top_p[j]:.2f}, "
                    f"min-p {d.min_p[j]:.3f}")
 
-# %% ../nbs/16_entropix.ipynb #8b0cc5f1
-LOOKS = ("rgba(86,180,233,.35);border-bottom:1px dotted", "rgba(0,158,115,.4);border-bottom:6px double",
-         "rgba(230,159,0,.35);border-bottom:2px dashed", "rgba(204,121,167,.4);border-bottom:3px solid",
-         "transparent;border-bottom:0 none")       # one for each branch: colour and line
+# %% ../nbs/16_entropix.ipynb #11d9d775
+LOOKS = ("rgba(86,180,233,.35);border-bottom:1px dotted",      # one a branch: colour and line
+         "rgba(0,158,115,.4);border-bottom:6px double",
+         "rgba(230,159,0,.35);border-bottom:2px dashed",
+         "rgba(204,121,167,.4);border-bottom:3px solid", "transparent;border-bottom:0 none")
 
 class BranchView:
     "A generation of an `EntropySampler`, shaded by branch."
@@ -446,4 +463,5 @@ class BranchView:
         html = rows[0] if self.generation.single else rows_html(rows)
         css = "".join(f".db-e{i}{{background:{look}}}" for i, look in enumerate(LOOKS))
         names = "".join(f' <span class="db-e{i}">{name}</span>' for i, name in enumerate(BRANCHES))
-        return f"<style>{css}</style>" + html.replace(LEGEND, f' <span class="db-k">branch{names}</span>')
+        legend = f' <span class="db-k">branch{names}</span>'
+        return f"<style>{css}</style>" + html.replace(LEGEND, legend)

@@ -317,7 +317,7 @@ MUTATIONS = [
     ("entropix", "torch.where(asked, 2, 1)", "torch.where(asked, 1, 2)", ENTROPIX, "asks again when it has just asked"),
     ("entropix", "context.lengths - context.prompt_lengths >= n", "context.lengths >= n", ENTROPIX,
      "a question in the prompt counts as asked"),
-    ("entropix", '**parts | {"draw": number}', "**parts", ENTROPIX, "the five draws share their noise"),
+    ("entropix", "parts[\"draw\"] = torch.cat([first * 0, later])", "pass", ENTROPIX, "the five draws share their noise"),
     ("entropix", "z == z.amax(1, keepdim=True)", "z == z.amin(1, keepdim=True)", ENTROPIX, "the least likely draw is kept"),
     ("entropix", "worse[..., :-1].pow(n)", "worse[..., :-1].pow(n + 1)", ENTROPIX, "the law of the best of n is off by one draw"),
     ("entropix", "(done + 1) % n", "(done + 2) % n", ENTROPIX, "a clarifying text loses a token"),
