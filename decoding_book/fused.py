@@ -230,6 +230,10 @@ def _race(rows, c):
     if rows.p is None and rows.m is None: return ids[score == score.max()].min()
     return _first_kept(rows, ids, score, c.best.item())
 
+def _mass_before(q, s, i):
+    "What ranks strictly before token i: larger logits, and equal ones with a lower id."
+    return (q * (s > s[i])).sum() + q[i] * np.count_nonzero(s[:i] == s[i])
+
 def _first_kept(rows, ids, score, best):
     "The first in the order of scores that the filters keep."
     p = 1. if rows.p is None else rows.p.item()
@@ -240,7 +244,7 @@ def _first_kept(rows, ids, score, best):
     for i in ids[np.lexsort((ids, -score))]:
         if s[i] < value or s[i] == value and i >= lowest: continue
         if not s[i] - s.dtype.type(best) >= line: continue
-        before = np.dot(q, s > s[i]) + q[i] * np.count_nonzero(s[:i] == s[i]) if p < 1 else 0.
+        before = _mass_before(q, s, i) if p < 1 else 0.
         if p < 1 and abs(before - p) < 1e-9: return None
         if before < p: return i
         value, lowest = s[i], i
@@ -259,7 +263,7 @@ def _settle(rows, i, c, details):
     row = rows.row(i)
     if row.k is None or row.k[0] == ALL:
         one = SimpleNamespace(**{n: x[i:i + 1] for n, x in vars(c).items()})
-        if row.p is not None or row.m is not None: one = _pick(row, MORE)
+        if row.p is not None: one = _pick(row, MORE)
         if one.sure[0]: return one.won[0], *_law_of_list(one, details)
         token = _race(row, one)
         if token is not None: return token, *_law_of_row(row, token, one.best.item(), details)

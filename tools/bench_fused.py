@@ -6,7 +6,8 @@
 
 Peers: the naive form that most sources print, transformers' processors with `multinomial`, and vLLM's native method written from
 its description (one sort for top-k and top-p, exponential noise). All start from the same logits. Rows rotate, so that no branch
-predictor learns one of them by heart. A figure is a median; `softmax` and `amax` of the same rows are the limits to compare with.
+predictor learns one of them by heart. Peers take turns. A turn is a few calls: the first finds the processor's caches full of the
+other peers' work and is recorded apart, as `cold`. A figure is a median; `softmax` and `amax` of the same rows are the limits.
 """
 import argparse
 import json
@@ -84,28 +85,34 @@ def peers():
     from decoding_book.fused import fused_sample
     from decoding_book.noise import Key
     from decoding_book.sampler import Sampler, draw
+    made = {str(f): Sampler(T, **f) for f in FILTERS.values()}
     return {"fused": lambda z, **f: fused_sample(z, T, **f),
-            "draw": lambda z, **f: draw(z, Sampler(T, **f), Key(1)),
-            "plain": lambda z, **f: draw(z, Sampler(T, **f), Key(1), "plain"),
+            "draw": lambda z, **f: draw(z, made[str(f)], Key(1)),
+            "plain": lambda z, **f: draw(z, made[str(f)], Key(1), "plain"),
             "naive": naive, "transformers": transformers_form, "native": native,
             "softmax": lambda z, **f: z.softmax(-1), "amax": lambda z, **f: z.amax(-1)}
 
 
-def measure(sets, filters, repeats):
-    "Medians in milliseconds of each peer on sets of rows, in turns."
-    times = {name: [] for name in peers()}
-    for repeat in range(repeats + 1):                     # the first round only warms up
-        for name, run in peers().items():
-            z = sets[repeat % len(sets)]
-            start = time.perf_counter()
-            run(z, **filters)
-            if repeat: times[name].append(1000 * (time.perf_counter() - start))
-    return {name: round(statistics.median(t), 4) for name, t in times.items()}
+def measure(sets, filters, turns, calls, skip=()):
+    "Medians in milliseconds of each peer on sets of rows, in turns: (later calls, first calls)."
+    runs = {name: run for name, run in peers().items() if name not in skip}
+    times = {name: ([], []) for name in runs}
+    for turn in range(turns + (turns > 1)):               # with several turns, the first only warms up
+        for name, run in runs.items():
+            for call in range(calls + 1):
+                z = sets[(turn + call) % len(sets)]
+                start = time.perf_counter()
+                run(z, **filters)
+                spent = 1000 * (time.perf_counter() - start)
+                if turn or turns == 1: times[name][call == 0].append(spent)
+    return [{name: round(statistics.median(t[i]), 4) for name, t in times.items()} for i in (0, 1)]
 
 
-def cell(kind, V, B, name, sets, repeats):
-    row = {"rows": kind, "V": V, "B": B, "filter": name, **measure(sets, FILTERS[name], repeats)}
+def cell(kind, V, B, name, sets, turns, calls):
+    warm, cold = measure(sets, FILTERS[name], turns, calls, ("plain", "draw") if B > 8 else ())
+    row = {"rows": kind, "V": V, "B": B, "filter": name, **warm, "cold": cold}
     row["ratio"] = round(row["transformers"] / row["fused"], 1)
+    cold["ratio"] = round(cold["transformers"] / cold["fused"], 1)
     goal = GOALS.get(B, {}).get(name) if (kind, V) == ("peaked", 151_936) else 1 if kind != "peaked" else None
     if goal: row["goal"] = goal
     print(json.dumps(row), flush=True)
@@ -149,7 +156,7 @@ def decode_share(tokens=48):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="the largest vocabulary, few repeats, nothing recorded")
+    parser.add_argument("--quick", action="store_true", help="the largest vocabulary, few calls, nothing recorded")
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--batches", type=int, nargs="*", default=BATCHES)
     parser.add_argument("--share", action="store_true", help="only the share of a decode step")
@@ -162,15 +169,15 @@ def main():
         load, rows, part = os.getloadavg(), [], f"threads_{threads}"
         if not args.share:
             for B in args.batches:
-                repeats = {1: 25, 8: 9}.get(B, 3) if not args.quick else 3
+                size = {1: (4, 20), 8: (2, 4)}.get(B, (1, 2)) if not args.quick else (1, 3)
                 for V in VOCABULARIES[-1:] if args.quick else VOCABULARIES:
                     for kind in ("peaked", "flat"):
                         sets = [make_rows(kind, B, V, seed) for seed in range(8 if B == 1 else 2)]
-                        rows += [cell(kind, V, B, name, sets, repeats) for name in FILTERS]
+                        rows += [cell(kind, V, B, name, sets, *size) for name in FILTERS]
                 if B < 64:
                     real = real_rows()
                     sets = [real[i:i + B] for i in range(0, len(real) - B + 1, B)]
-                    rows += [cell("real", real.shape[1], B, name, sets, repeats) for name in FILTERS]
+                    rows += [cell("real", real.shape[1], B, name, sets, *size) for name in FILTERS]
         share = decode_share(12 if args.quick else 48) if args.share or whole else None
         if args.quick: continue
         data = json.loads(args.out.read_text()) if args.out.exists() else {}
