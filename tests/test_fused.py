@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chi2 as chi2_law
 
 from decoding_book import fused
 from decoding_book.fused import contenders, draw_fused, fused_sample, group_maxima, lucky
@@ -14,6 +13,7 @@ from decoding_book.loop import generate
 from decoding_book.noise import Key, gumbel_of, uniform_bits
 from decoding_book.sampler import DIALECTS, ORDER, Sampler, draw, draw_plain, find_backend, truncate
 from decoding_book.toy import six_words
+from laws import chi_square
 
 INF = float("inf")
 DATA = np.load(Path(__file__).parent / "oracle/open.npz", allow_pickle=False)
@@ -240,16 +240,6 @@ def test_noise_bit_for_bit(full):
 
 
 # ---------------------------------------------------------------- the law
-
-def chi_square(counts, q, n):
-    "p-value of counts against probabilities; cells expected fewer than 5 times are pooled."
-    counts, expected = np.asarray(counts, float), np.asarray(q, float) * n
-    big = expected >= 5
-    cells = list(zip(counts[big], expected[big]))
-    if expected[~big].sum() > 1: cells.append((counts[~big].sum(), expected[~big].sum()))
-    x = sum((c - e) ** 2 / e for c, e in cells)
-    return chi2_law.sf(x, max(len(cells) - 1, 1))
-
 
 @pytest.mark.parametrize("params", [dict(), dict(top_k=7), dict(top_p=.9), dict(min_p=.2),
                                     dict(temperature=1.4, top_k=9, top_p=.95, min_p=.05)], ids=str)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scipy.stats import chi2 as chi2_law
 
 from decoding_book.loop import Context, Prediction, generate, greedy
 from decoding_book.noise import Key, inverse_cdf
@@ -17,6 +16,7 @@ from decoding_book.temperature import temperature
 from decoding_book.topk import top_k
 from decoding_book.topp import min_p, top_p
 from decoding_book.toy import sequence_law, six_words
+from laws import chi_square
 
 INF = float("inf")
 DATA = np.load(Path(__file__).parent / "oracle/open.npz", allow_pickle=False)
@@ -120,16 +120,6 @@ def test_min_p_comes_after_top_p():
 
 
 # ---------------------------------------------------------------- the law of the draws
-
-def chi_square(counts, q, n):
-    "p-value of counts against probabilities; cells expected fewer than 5 times are pooled."
-    counts, expected = np.asarray(counts, float), np.asarray(q, float) * n
-    big = expected >= 5
-    cells = list(zip(counts[big], expected[big]))
-    if expected[~big].sum() > 1: cells.append((counts[~big].sum(), expected[~big].sum()))
-    x = sum((c - e) ** 2 / e for c, e in cells)
-    return chi2_law.sf(x, max(len(cells) - 1, 1))
-
 
 CHAIN = dict(temperature=1.3, top_k=9, top_p=.95, min_p=.03)
 LAWS = {

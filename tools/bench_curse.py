@@ -11,7 +11,7 @@ import os
 import time
 from pathlib import Path
 
-from bench_smollm import ROOT, machine
+from bench_smollm import ROOT, save
 
 OPENINGS = """It was a quiet morning in the city when
 In a shocking finding, scientists discovered
@@ -88,9 +88,7 @@ def main():
         mean = {key: round(sum(r[key] for r in found) / len(found), 4) for key in ("logprob_per_token", "repeated_4grams")}
         print(json.dumps({"width": width, "seconds": round(time.perf_counter() - start, 1)} | mean), flush=True)
     if not args.quick:
-        args.out.parent.mkdir(exist_ok=True)
-        args.out.write_text(json.dumps({"machine": machine(), "tokens": args.tokens, "rows": rows}, indent=1) + "\n")
-        print(f"recorded in {args.out}")
+        save(args.out, tokens=args.tokens, rows=rows)
 
 
 if __name__ == "__main__":

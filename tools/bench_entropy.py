@@ -13,7 +13,7 @@ import statistics
 import time
 from pathlib import Path
 
-from bench_smollm import PROMPT, ROOT, machine
+from bench_smollm import PROMPT, ROOT, save
 
 CONTEXT = 128
 
@@ -72,9 +72,7 @@ def main():
         for batch in (1, 8): rows.append(compare(model, batch, args.rounds))
     print(json.dumps(rows, indent=1))
     if not args.quick:
-        args.out.parent.mkdir(exist_ok=True)
-        args.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
-        print(f"recorded in {args.out}")
+        save(args.out, rows=rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import statistics
 import time
 from pathlib import Path
 
-from bench_smollm import ROOT, machine, reference_weights, transformers_peer
+from bench_smollm import ROOT, reference_weights, save, transformers_peer
 
 PROMPTS = ["It was a quiet morning in the city when", "The capital of France is",
            "In a shocking finding, scientists discovered", "To make a good soup, you"]
@@ -119,9 +119,7 @@ def main():
         rows.append(compare(name, ours, peer, batch, 4, args.tokens, args.repeats, options))
         print(json.dumps(rows[-1]), flush=True)
     if not args.quick:
-        args.out.parent.mkdir(exist_ok=True)
-        args.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
-        print(f"recorded in {args.out}")
+        save(args.out, rows=rows)
 
 
 if __name__ == "__main__":

@@ -123,6 +123,16 @@ def machine():
             "transformers": transformers.__version__}
 
 
+def save(
+    path,       # Where to
+    **results,  # What was found, by name
+):
+    "Record results, with the machine, as JSON."
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"machine": machine(), **results}, indent=1) + "\n")
+    print(f"recorded in {path}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few tokens, one repeat, nothing recorded")
@@ -143,9 +153,7 @@ def main():
             rows.append(compare(dtype, batch, args.tokens, args.repeats, weights))
             print(json.dumps(rows[-1]), flush=True)
     if not args.quick:
-        args.out.parent.mkdir(exist_ok=True)
-        args.out.write_text(json.dumps({"machine": machine(), "prompt": PROMPT, "rows": rows}, indent=1) + "\n")
-        print(f"recorded in {args.out}")
+        save(args.out, prompt=PROMPT, rows=rows)
 
 
 if __name__ == "__main__":
