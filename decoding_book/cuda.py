@@ -657,22 +657,36 @@ class Asked:
         self.names[4] += by
 
 # %% ../nbs/17_cuda.ipynb #760716ae
+def _spread(
+    name,    # what an error calls it
+    value,   # a number, or a tensor () or (B,)
+    B,       # rows
+    device,
+):           # (B,) on the device
+    "One value a row. A number is filled in there, a tensor sent: neither waits for the GPU."
+    if not torch.is_tensor(value): return torch.full((B,), value, device=device)
+    if value.numel() not in (1, B):
+        raise ValueError(f"{name}: shape {tuple(value.shape)}, expected () or ({B},)")
+    if value.device.type != torch.device(device).type:
+        value = value.pin_memory().to(device, non_blocking=True)
+    return value.reshape(-1).expand(B)
+
 def _column(name, value, B, device, rule):
     "A parameter as (B,) on the device; checked, unless it is there already."
-    if torch.is_tensor(value) and value.is_cuda:
-        if value.shape not in ((), (1,), (B,)):
-            raise ValueError(f"{name}: shape {tuple(value.shape)}, expected () or ({B},)")
-        return value.to(device).reshape(-1).expand(B)
-    return per_row(name, value, torch.empty(B, 1), **rule).reshape(-1).to(device).expand(B)
+    if not (torch.is_tensor(value) and value.is_cuda):
+        value = per_row(name, value, torch.empty(B, 1), **rule)
+        if len(value) == 1: value = value.item()
+    return _spread(name, value, B, device)
 
 def _key_words(key, B, device):
     "The five words of a key, each (B,); parts on the GPU are not looked at."
-    on_device = {n: v for n, v in vars(key).items() if torch.is_tensor(v) and v.is_cuda}
-    rest = Key(**(vars(key) | {n: 0 for n in on_device})).words(B)
-    words = [torch.as_tensor(w).reshape(-1).to(device).expand(B) for w in rest]
+    there = {n: v for n, v in vars(key).items() if torch.is_tensor(v) and v.is_cuda}
+    if key.row is None: there["row"] = torch.arange(B, device=device)
+    rest = Key(**(vars(key) | dict.fromkeys(there, 0))).words(B)
+    words = [_spread("key", w, B, device) for w in rest]
     for i, name in enumerate(("seed", "row", "position", "draw")):
-        if name not in on_device: continue
-        v = on_device[name].long().reshape(-1).expand(B)
+        if name not in there: continue
+        v = _spread(f"key: {name}", there[name], B, device).long()
         words[i + (i > 0)] = v & 0xffffffff
         if i == 0: words[1] = v >> 32 & 0xffffffff
     return words
@@ -690,11 +704,12 @@ def ask(
     "What is asked of `B` rows, put on the device."
     given = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     t, k, p, m = (_column(n, v, B, device, RULES[n]) for n, v in given.items())
-    t, k, p, m = t.double(), k.long(), p.double(), m.double()
-    fine = (t >= 0) & (t < math.inf) & (k >= 0) & (p > 0) & (p <= 1) & (m >= 0) & (m <= 1)
+    t, p, m = t.double(), p.double(), m.double()
+    fine = (t >= 0) & (t < math.inf) & (p > 0) & (p <= 1) & (m >= 0) & (m <= 1)
+    fine &= (k >= 0) & (k.double().frac() == 0)
     limits = torch.finfo(torch.float32)
     held = t.clamp(limits.smallest_normal, limits.max).where(t != 0, 1.)
-    k = k.clamp(max=2**31 - 1).where(t != 0, 1)
+    k = k.where(fine, 1).long().clamp(max=2**31 - 1).where(t != 0, 1)
     numbers = torch.stack([held.where(fine, math.nan), p, m.log()])
     return Asked(numbers, torch.stack([k, *_key_words(key, B, device)]))
 
@@ -765,11 +780,13 @@ def draw_cuda(logits, params, key):
         if getattr(params, name) not in (value, list(value) if name == "order" else value):
             raise ValueError(f"{name}: {getattr(params, name)!r}, and backend 'cuda' knows only "
                              f"{value!r}; use backend='plain'")
-    if torch.is_tensor(logits) and logits.dtype == torch.float64:
+    if torch.is_tensor(logits) and (logits.dtype == torch.float64 or len(logits) == 0):
         return draw_plain(logits, params, key)              # the kernels are float32
     _ready(logits)
     settings = {n: getattr(params, n) for n in ORDER}
     return launch(logits, ask(*logits.shape[:1], logits.device, **settings, key=key))
+
+draw_cuda.reports_bad_rows = True              # so `draw` need not look for them
 
 # %% ../nbs/17_cuda.ipynb #dd400959
 def measures(

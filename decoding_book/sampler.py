@@ -7,7 +7,7 @@ __all__ = ['ORDER', 'RULES', 'PENALTIES', 'OFF', 'BACKENDS', 'CHOICES', 'DIALECT
            'stages', 'truncate', 'is_ours', 'find_backend', 'draw', 'draw_plain', 'Sampler', 'Stage', 'Trace']
 
 # %% ../nbs/13_sampler.ipynb #3d94e730
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from html import escape
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,7 +16,7 @@ from numbers import Real
 import torch
 
 from .loop import Draw
-from .noise import Key, gumbel_max, uniform_bits
+from .noise import Key, _part, gumbel_max, uniform_bits
 from .penalties import (bias_vector, check_history, end_ids, frequency_penalty,
                                      logit_bias, min_length, no_repeat_ngram, presence_penalty,
                                      repetition_penalty)
@@ -150,15 +150,18 @@ def draw(
     params,        # a `Sampler`: what the filters do
     key,           # a `Key`: which noise
     backend=None,  # "plain", or the name of a faster form; they agree token by token
+    check=False,   # on a GPU: look at the logits first, which waits; on a CPU they always are
 ) -> Draw:         # ids, logprob under the law they were drawn from, and how many were kept
-    "One token a row: the one seam between a law and its implementations."
-    z = check_logits(logits)
+    "One token a row. Unchecked on a GPU, a row that is no distribution gets the id -1."
+    form = find_backend(backend, params, getattr(logits, "device", "cpu"))
+    unseen = getattr(logits, "is_cuda", False) and hasattr(form, "reports_bad_rows")
+    z = logits if unseen and not check else check_logits(logits)
     if z.ndim != 2: raise ValueError(f"logits: shape {tuple(z.shape)}, a draw needs (B, V)")
     for name, part in vars(key).items():
         shape = _shape(part)
         if shape not in ((), z.shape[:1]):
             raise ValueError(f"key: {name} of shape {shape}, expected () or {tuple(z.shape[:1])}")
-    return find_backend(backend, params, z.device)(z, params, key)
+    return form(z, params, key)
 
 def draw_plain(logits, params, key):
     "The definition: filter, add the key's noise, take the maximum."
@@ -212,12 +215,13 @@ class Sampler:
         names = (*RULES, "seed", "rows", "logit_bias")
         new = {n: _take_rows(n, getattr(self, n), rows, of) for n in names}
         if all(new[n] is getattr(self, n) for n in names): return self     # nothing was one a row
-        return replace(self, **new)
+        own = object.__new__(type(self))          # of values that were checked, so no check again
+        own.__dict__.update(vars(self) | new)
+        return own
 
     def __call__(self, prediction, context):
         "Choose one token a row: what `generate` calls."
-        first = bool((context.lengths == context.prompt_lengths).all())
-        own = self.at(context.row, len(context.row) if first else None)
+        own = self.at(context.row, _rows_of_call(context))
         z = prediction.logits
         if any(setting(own, name) is not None for name in PENALTIES):
             z = penalize(z, own, context.ids, context.mask, context.prompt_lengths)
@@ -236,12 +240,13 @@ def _check_sampler(params):
     "Refuse parameters that make no sense, before there are any logits."
     for name, rule in RULES.items():
         value = getattr(params, name)
-        per_row(name, value, torch.zeros(*_shape(value), 1), **rule)
+        if not _on_gpu(value): per_row(name, value, torch.zeros(*_shape(value), 1), **rule)
     if params.logit_bias is not None: bias_vector(params.logit_bias)
     if params.eos is not None: end_ids(params.eos)
     elif setting(params, "min_new_tokens") is not None:
         raise ValueError(f"eos: None, but min_new_tokens={params.min_new_tokens} needs an end mark")
-    uniform_bits(Key(params.seed, params.rows), 1)                    # refuses what is no key
+    parts = [0 if _on_gpu(v) else v for v in (params.seed, params.rows)]
+    uniform_bits(Key(*parts), 1)                                      # refuses what is no key
     order = params.order if isinstance(params.order, (list, tuple)) else ()
     if sorted(map(str, order)) != sorted(ORDER):
         raise ValueError(f"order: {params.order!r} does not hold each of {ORDER} once")
@@ -250,6 +255,23 @@ def _check_sampler(params):
         if not isinstance(value, (str, bool, type(None))) or value not in known:
             raise ValueError(f"{name}: {value!r} is not one of {known}")
 
+def _on_gpu(value): return getattr(value, "is_cuda", False)
+
+def _rows_of_call(context):
+    "How many rows the call has, if that is seen without waiting: in its first step, on a CPU."
+    if context.row.is_cuda or not (context.lengths == context.prompt_lengths).all(): return None
+    return len(context.row)
+
+def _take_on_gpu(name, value, rows):
+    "The same for rows on a GPU, and no waiting: what is there already is not looked at."
+    if len(value) < len(rows): raise ValueError(f"{name}: {len(value)} values for {len(rows)} rows")
+    if not _on_gpu(value):
+        if name in RULES: value = per_row(name, value, torch.zeros(len(value), 1), **RULES[name])
+        elif name != "logit_bias": value = _part(name, value, 64 if name == "seed" else 32)
+        value = value.pin_memory().to(rows.device, non_blocking=True)
+        if name in RULES: value = value[:, 0]
+    return value[rows]
+
 def _take_rows(name, value, rows, of=None):
     "The entries of a parameter that belong to some rows; a plain number belongs to all."
     by_row = 1                                    # axes of a parameter that differs by row
@@ -257,6 +279,7 @@ def _take_rows(name, value, rows, of=None):
         if value is None or isinstance(value, dict): return value
         value, by_row = bias_vector(value), 2
     if len(_shape(value)) < by_row: return value
+    if rows.is_cuda: return _take_on_gpu(name, value, rows)
     n = int(rows.max()) + 1 if of is None else of
     if len(value) != n and (of is not None or len(value) < n):
         raise ValueError(f"{name}: {len(value)} values for {n} rows")

@@ -1,0 +1,187 @@
+"""From logits on a GPU to tokens without waiting for it: run on a pretended GPU, with true values and the interpreted kernels."""
+import math
+import os
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pretend_gpu import OnGPU, PretendGPU, Waits, bare
+
+from decoding_book.entropix import EntropixConfig, EntropySampler, PublishedConfig
+from decoding_book.loop import Context, Prediction, generate, stream
+from decoding_book.noise import Key
+from decoding_book.sampler import Sampler, draw
+
+HAVE, GPU = find_spec("triton") is not None, torch.cuda.is_available()
+pytestmark = [pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+              pytest.mark.skipif(not HAVE, reason="Triton is not installed: pip install triton==3.7.1"),
+              pytest.mark.skipif(GPU, reason="there is a GPU here: test_cuda.py runs on it")]
+if HAVE:
+    if not GPU: os.environ["TRITON_INTERPRET"] = "1"
+    import decoding_book.cuda as C
+
+INF, NAN, DEV = math.inf, math.nan, "cuda:0"
+
+
+class OnPretended:
+    "A kernel that takes tensors of the pretended GPU, and no others."
+    def __init__(self, kernel): self.kernel = kernel
+
+    def __getitem__(self, grid):
+        def start(*args, **constants):
+            for x in args: assert not isinstance(x, torch.Tensor) or isinstance(x, OnGPU), "a tensor of the CPU"
+            with torch.utils._python_dispatch._disable_current_modes():
+                self.kernel[grid](*map(bare, args), **constants)
+        return start
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    for name in ("draw_kernel", "scan_kernel", "finish_kernel"):
+        monkeypatch.setattr(C, name, OnPretended(getattr(C, name)))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: SimpleNamespace(multi_processor_count=132))
+    return PretendGPU()
+
+
+def rows(B=5, V=60, seed=0): return 3 * torch.randn(B, V, generator=torch.Generator().manual_seed(seed))
+
+
+def place(B, wrap=OnGPU):
+    "A `Context` of `B` rows in the middle of a text, on the pretended GPU."
+    ids = torch.randint(0, 60, (B, 7), generator=torch.Generator().manual_seed(1))
+    return Context(*map(wrap, (ids, torch.ones_like(ids, dtype=torch.bool), torch.full((B,), 4), torch.arange(B))))
+
+
+SETTINGS = [{}, dict(temperature=0), dict(temperature=.8, top_k=9, top_p=.9, min_p=.01), dict(top_p=.7), dict(top_k=None)]
+
+
+# ---------------------------------------------------------------- the pretended GPU itself
+
+LOOKS = {"item": lambda t: t[0].item(), "bool": lambda t: bool(t.any()), "tolist": lambda t: t.tolist(),
+         "cpu": lambda t: t.cpu(), "numpy": lambda t: t.numpy(), "nonzero": lambda t: t.nonzero(), "mask": lambda t: t[t > 0],
+         "unique": lambda t: t.unique(), "equal": lambda t: t.equal(t), "to": lambda t: t.to("cpu"),
+         "masked_select": lambda t: t.masked_select(t > 0), "float": lambda t: float(t[1]),
+         "sent": lambda t: torch.tensor([1., 2.], device=DEV), "moved": lambda t: torch.ones(3).to(DEV),
+         "number": lambda t: torch.as_tensor(3., device=DEV), "counts": lambda t: torch.repeat_interleave(t.long()),
+         "hasty": lambda t: torch.ones(3).to(DEV, non_blocking=True)}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_the_pretended_gpu_notices(look, gpu):
+    with gpu:
+        t = torch.ones(3, device=DEV)
+        assert t.is_cuda and t.device.type == "cuda"
+        with pytest.raises(Waits): LOOKS[look](t)
+
+
+def test_what_needs_no_waiting(gpu):
+    with gpu:
+        t = torch.arange(6., device=DEV).reshape(2, 3)
+        assert bare(torch.where(t > 2, 0., t)[torch.arange(1, device=DEV)]).tolist() == [[0, 1, 2]]
+        sent = torch.tensor([1., 2.]).pin_memory().to(DEV, non_blocking=True)
+        assert sent.is_cuda and bare(t.sum(1) + 1).tolist() == [4, 13]
+        with pytest.raises(RuntimeError, match="on cuda and on cpu"): t + torch.ones(3)
+        with pytest.raises(RuntimeError, match="on cuda and on cpu"): t[torch.arange(2)]
+
+
+# ---------------------------------------------------------------- no waiting
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_draw_waits_for_nothing(gpu, dtype):
+    "Numbers, lists and tensors on either side; every part of the key; logits as they come, not cast."
+    z = rows().to(dtype)
+    own = dict(temperature=[.5, 0., 1., 2., .9], top_k=[None, 7, 0, 3, 60], top_p=[.9, 1., .5, .8, .99], min_p=[0., .1, 0., .02, 0.])
+    keys = [Key(3), Key(2**64 - 1, 7, 5, 1), Key([1, 2, 3, 4, 2**63 + 9], torch.arange(5), [3, 1, 4, 1, 5])]
+    asked = [(s, k) for s in SETTINGS for k in keys[:2]] + [(own, k) for k in keys]
+    plain = [draw(z, Sampler(**s), k, "plain") for s, k in asked]
+    with gpu:
+        on = OnGPU(z)
+        found = [draw(on, Sampler(**s), k) for s, k in asked]
+    assert not gpu.seen["aten::_to_copy"] or dtype == torch.float32 or not gpu.seen["aten::copy_"]
+    for a, b in zip(found, plain):
+        assert isinstance(a.ids, OnGPU) and bare(a.ids).equal(b.ids) and bare(a.kept).equal(b.kept)
+
+
+def test_parameters_and_keys_that_are_on_the_gpu(gpu):
+    z, T, p = rows(), torch.tensor([0., .5, 1., 2., .9]), torch.tensor([.9, .5, 1., .1, .99]).double()
+    k, row, seed = torch.tensor([0, 7, 1, 60, 2]), torch.tensor([9, 8, 7, 6, 5]), torch.tensor([-1, 5, 6, 7, 2**40])
+    plain = draw(z, Sampler(temperature=T, top_p=p, top_k=k), Key([2**64 - 1, 5, 6, 7, 2**40], row, torch.tensor(3)), "plain")
+    with gpu:
+        sampler = Sampler(temperature=OnGPU(T), top_p=OnGPU(p), top_k=OnGPU(k))
+        found = draw(OnGPU(z), sampler, Key(OnGPU(seed), OnGPU(row), OnGPU(torch.tensor(3))))
+        with pytest.raises(ValueError, match=r"temperature: shape \(5,\), expected \(\) or \(3,\)"):
+            draw(OnGPU(z[:3]), sampler, Key())
+        with pytest.raises(ValueError, match=r"key: row of shape \(5,\)"): draw(OnGPU(z[:3]), Sampler(), Key(0, OnGPU(row)))
+    assert bare(found.ids).equal(plain.ids) and bare(found.kept).equal(plain.kept)
+
+
+def test_a_sampler_in_the_loop_waits_for_nothing(gpu):
+    z, T = rows(), torch.tensor([0., .5, 1., 2., .9])
+    seeds = [2**63 + 1, 2, 3, 4, 5]
+    samplers = [dict(), dict(temperature=.8, top_p=.9, seed=5), dict(temperature=T.tolist(), seed=seeds, rows=[4, 3, 2, 1, 0]),
+                dict(temperature=T, top_k=torch.tensor([3, 0, 5, 9, 60]), seed=seeds)]
+    for params in samplers:
+        there = {n: OnGPU(v) if torch.is_tensor(v) else v for n, v in params.items()}
+        with gpu:
+            found = Sampler(**there)(Prediction(OnGPU(z)), place(5))
+            cut = place(5)
+            cut = Context(cut.ids[2:], cut.mask[2:], cut.prompt_lengths[2:], cut.row[2:])      # two rows have ended
+            later = Sampler(**there)(Prediction(OnGPU(z)[2:]), cut)
+        numbers = torch.arange(5) if "rows" not in params else torch.tensor(params["rows"])
+        key = Key(params.get("seed", 0), numbers, torch.full((5,), 7))
+        plain = draw(z, Sampler(**{n: v for n, v in params.items() if n != "rows"}), key, "plain")
+        assert bare(found.ids).equal(plain.ids) and bare(later.ids).equal(plain.ids[2:])
+    with gpu, pytest.raises(ValueError, match="temperature: 2 values for 5 rows"):
+        Sampler(temperature=[1., 2.])(Prediction(OnGPU(z)), place(5))
+
+
+@pytest.mark.parametrize("config", [EntropixConfig(), PublishedConfig(), EntropixConfig(low_ent_thresh=0, high_ent_thresh=99)])
+@pytest.mark.parametrize("clarify", [None])
+def test_the_policy_waits_for_nothing(gpu, config, clarify):
+    "Measures, decision and draw for a batch: the tokens and branches are those of the CPU."
+    z = torch.cat([rows(3) * s for s in (.1, 1, 3)])
+    scores = torch.randn(9, 2, 3, 7, generator=torch.Generator().manual_seed(3))
+    mask = torch.ones(9, 7, dtype=torch.bool)
+    for attention in (False, True):
+        policy = EntropySampler(config, seed=3, attention=attention, clarify=clarify)
+        plain = policy(Prediction(z, attention=scores, key_mask=mask), place(9, bare))
+        with gpu: found = policy(Prediction(OnGPU(z), attention=OnGPU(scores), key_mask=OnGPU(mask)), place(9))
+        assert bare(found.ids).equal(plain.ids) and bare(found.branch).equal(plain.branch)
+
+
+# ---------------------------------------------------------------- what cannot be looked at becomes -1
+
+def ids(found): return bare(found.ids).tolist()
+
+
+@pytest.mark.parametrize("bad", [dict(top_k=-1), dict(top_k=2.5), dict(top_k=NAN), dict(top_k=-2**60), dict(top_p=0.), dict(top_p=-.1),
+                                 dict(top_p=NAN), dict(top_p=1.01), dict(temperature=-1.), dict(temperature=NAN),
+                                 dict(temperature=INF), dict(min_p=1.5), dict(min_p=-.1), dict(min_p=NAN)])
+def test_an_impossible_parameter_on_the_gpu_spoils_its_row_only(gpu, bad):
+    (name, value), = bad.items()
+    z, usual = rows(), dict(temperature=.9, top_k=20, top_p=.9, min_p=.01)
+    good = draw(z, Sampler(**usual), Key(1), "plain").ids.tolist()
+    for others in (usual, {}):
+        with gpu:
+            column = torch.full((5,), float(usual[name])) if isinstance(value, float) else torch.full((5,), usual[name])
+            column[2] = value
+            sampler = Sampler(**others | {name: OnGPU(column)})
+            found = draw(OnGPU(z), sampler, Key(1))
+            sliced = C.launch(OnGPU(z), C.ask(5, DEV, **others | {name: OnGPU(column)}, key=Key(1)), slices=2, block=32)
+        if others: assert ids(found) == good[:2] + [-1] + good[3:]
+        assert ids(found)[2] == -1 and min(ids(found)[:2] + ids(found)[3:]) >= 0 and ids(sliced) == ids(found)
+        assert bare(found.kept)[2] == 0 and bare(found.logprob)[2].isnan()
+
+
+def test_bad_rows_pass_through_draw(gpu):
+    "Nothing finite, NaN, +inf: -1, and an error where the check was asked for."
+    z = rows(6)
+    good = draw(z, Sampler(top_p=.9), Key(1), "plain").ids.tolist()
+    z[1], z[3, 59], z[4, 0] = -INF, NAN, INF
+    with gpu:
+        assert ids(draw(OnGPU(z), Sampler(top_p=.9), Key(1))) == [good[0], -1, good[2], -1, -1, good[5]]
+        with pytest.raises(Waits): draw(OnGPU(z), Sampler(), Key(1), check=True)
+        with pytest.raises(Waits): draw(OnGPU(z), Sampler(), Key(1), "plain")
+    with PretendGPU(count=True), pytest.raises(ValueError, match="row 1 has no finite logit"):
+        draw(OnGPU(z), Sampler(), Key(1), check=True)
