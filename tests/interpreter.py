@@ -1,15 +1,10 @@
-"""Triton's interpreter without its needless work: it builds the same types, shapes and constants anew at every operation.
+"""Triton's interpreter without its needless work: it makes the same types, shapes and constants anew at every operation.
 
-It takes half the time, and its results are the same bit for bit (`test_interpreted_as_it_comes` compares them). Left out
-are its checks of overflow and of the size of numbers.
+With this it takes half the time, and its results are the same bit for bit (`test_interpreted_as_it_comes` compares them).
+Left out are its checks of overflow and of the size of numbers.
 """
 import inspect
-
-
-def remember(table, key, make):
-    "What `make` gave for `key` the first time."
-    try: return table[key]
-    except KeyError: return table.setdefault(key, make())
+import math
 
 
 def patch_once(I):
@@ -28,7 +23,8 @@ def patch_once(I):
         def restore(self): pass
 
     def patch_lang(fn):
-        remember(done, id(fn.__globals__), lambda: (patch(fn), fn.__globals__))
+        names = fn.__globals__
+        if id(names) not in done: done[id(names)] = names, patch(fn)
         return Nothing()
     I._patch_attr, I._patch_lang = patch_attr, patch_lang
 
@@ -38,28 +34,30 @@ def remember_types(I, core):
     blocks, shapes, numpy_types = {}, {}, {}
     make_block, np_dtype = core.block_type.__init__, I._get_np_dtype
 
+    def sizes(shape):
+        if shape not in shapes:
+            shapes[shape] = core.constexpr(math.prod(shape)), core.tuple([core.constexpr(s) for s in shape])
+        return shapes[shape]
+
     def block(self, element_ty, shape):
         key = element_ty.name, *[s.value if isinstance(s, core.constexpr) else s for s in shape]
         known = blocks.get(key)
         if known is None:
             make_block(self, element_ty, shape)
+            self.sizes = sizes((*key[1:],))
             blocks[key] = dict(vars(self))
         else: vars(self).update(known)
 
     def tensor(self, handle, type):
         self.handle, self.type, self.dtype = handle, type, type.scalar
-        sizes = (*type.shape.values,) if type.is_block() else ()
-        known = shapes.get(sizes)
-        if known is None:
-            count = 1
-            for s in sizes: count *= s
-            known = shapes[sizes] = core.constexpr(count), core.tuple([core.constexpr(s) for s in sizes])
-        self.numel, self.shape = known
+        self.numel, self.shape = type.sizes
 
     def of_numpy(type):
-        element = type.element_ty if isinstance(type, core.block_type) else type
-        return remember(numpy_types, element.name, lambda: np_dtype(type))
+        name = (type.element_ty if isinstance(type, core.block_type) else type).name
+        if name not in numpy_types: numpy_types[name] = np_dtype(type)
+        return numpy_types[name]
 
+    core.dtype.sizes = sizes(())                             # those of a scalar
     core.block_type.__init__, core.tensor.__init__, I._get_np_dtype = block, tensor, of_numpy
     core.block_type.to_ir = lambda self, builder: self
 
@@ -72,28 +70,52 @@ def light_handles(I):
 
 
 def short_cuts(core, semantic):
-    "What needs no unwrapping, no comparing of names and no cast is told apart first; then the rule as it is."
-    unwrap, check, to_tensor = core._unwrap_if_constexpr, semantic.binary_op_type_checking_impl, semantic.to_tensor
+    "Two operands of one type need no cast; what a constant becomes beside a type is remembered."
+    unwrap, check, broadcast = core._unwrap_if_constexpr, semantic.binary_op_type_checking_impl, semantic.broadcast_impl_value
     constants = {}
 
     def equal(self, other):
         if isinstance(other, core.constexpr): other = other.value
         return self is other or isinstance(other, core.dtype) and self.name == other.name
 
-    def both(self, lhs, rhs, allow_lhs_ptr=False, allow_rhs_ptr=False, arithmetic_check=True, div_or_mod=False):
-        if isinstance(lhs, core.tensor) and isinstance(rhs, core.tensor):
-            if lhs.dtype is rhs.dtype and not lhs.dtype.is_ptr() and (not div_or_mod or lhs.dtype.is_fp32()):
-                return (lhs, rhs) if lhs.type is rhs.type else self.broadcast_impl_value(lhs, rhs)
-        return check(self, lhs, rhs, allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, div_or_mod)
+    def constant(self, x, beside, first, *rules):
+        "The tensor that `x` becomes beside another, or None where the other one is cast."
+        key = type(x), str(x), beside.dtype.name, first, rules
+        if key not in constants:
+            scalar = core.tensor(beside.handle, beside.dtype)
+            a, b = check(self, *((x, scalar) if first else (scalar, x)), *rules)
+            constants[key] = (a if first else b) if (b if first else a) is scalar else None
+        return constants[key]
 
-    def constant(self, x, check_type=True):
-        if isinstance(x, core.tensor): return x
-        if type(x) not in (int, float, bool): return to_tensor(self, x, check_type)
-        return remember(constants, (type(x), str(x)), lambda: to_tensor(self, x))
+    def both(self, lhs, rhs, allow_lhs_ptr=False, allow_rhs_ptr=False, arithmetic_check=True, div_or_mod=False):
+        rules = allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, div_or_mod
+        mine, yours = isinstance(lhs, core.tensor), isinstance(rhs, core.tensor)
+        if mine and yours:
+            if lhs.dtype is rhs.dtype and not lhs.dtype.is_ptr() and (not div_or_mod or lhs.dtype.is_fp32()):
+                return spread(self, lhs, rhs)
+        elif mine and type(rhs) in (int, float):
+            cast = constant(self, rhs, lhs, False, *rules)
+            if cast is not None: return spread(self, lhs, cast)
+        elif yours and type(lhs) in (int, float):
+            cast = constant(self, lhs, rhs, True, *rules)
+            if cast is not None: return spread(self, cast, rhs)
+        return check(self, lhs, rhs, *rules)
+
+    def fill(self, scalar, like):
+        kind = core.block_type(scalar.dtype, like.shape)
+        return self.tensor(self.builder.create_splat(kind, scalar.handle), kind)
+
+    def spread(self, lhs, rhs):
+        wide, broad = lhs.type.is_block(), rhs.type.is_block()
+        if wide and broad:
+            return (lhs, rhs) if lhs.shape is rhs.shape else broadcast(self, lhs, rhs)
+        if wide: return lhs, fill(self, rhs, lhs.type)
+        if broad: return fill(self, lhs, rhs.type), rhs
+        return lhs, rhs
 
     core.dtype.__eq__ = equal
     core._unwrap_if_constexpr = lambda o: o if isinstance(o, core.tensor) else unwrap(o)
-    semantic.binary_op_type_checking_impl, semantic.to_tensor = both, constant
+    semantic.binary_op_type_checking_impl, semantic.broadcast_impl_value = both, spread
 
 
 def speed_up():
