@@ -20,41 +20,50 @@ from .temperature import _number, check_logits, per_row, temperature
 
 # %% ../nbs/14_fused.ipynb #77217955
 def group_maxima(
-    row,  # (V,)
-    n,    # at least 4 n groups, if there are so many tokens
-):        # the first level and the last, numpy (G,) and (g,)
+    z,  # (B, V)
+    n,  # at least 4 n groups, if there are so many tokens
+):      # the first level and the last, numpy (B, G) and (B, g)
     "Maxima of groups of 16, then of 128: token 1024 b + 64 j + c is in group 64 b + c."
-    blocks = len(row) // 1024 if len(row) >= 64 * n else 0
-    first, rest = row, row[1024 * blocks:]                # what fills no block stands alone
-    if blocks: first = row[:1024 * blocks].view(blocks, 16, 64).amax(1).view(-1)
-    if blocks and len(rest): first = torch.cat([first, rest])
-    last, G = first, len(first) // 8
-    if G >= 4 * n: last = torch.cat([first[:8 * G].view(8, G).amax(0), first[8 * G:]])
-    return first.numpy(), last.numpy()
+    B, V = z.shape
+    if V < max(1024, 64 * n): return z.numpy(), z.numpy()              # groups of one
+    blocks = z[:, :V // 1024 * 1024].view(B, -1, 16, 64)               # the rest is in no group
+    first = blocks.amax(2).view(B, -1).numpy()
+    G = first.shape[1] // 8
+    return first, first.reshape(B, 8, G).max(1) if G >= 4 * n else first
 
 # %% ../nbs/14_fused.ipynb #ff4e06d7
 FEW, MORE, MOST = 64, 1024, 8192        # candidates to try first, then, and at the most
 _STEPS = 64 * np.arange(16)[:, None]                      # a group's tokens, from its first
 _LEAST = {np.dtype(t): float(np.finfo(t).min) for t in (np.float32, np.float64)}
 
+def _floors(last, n):
+    "For each row a floor below the n-th best of its groups, and the best: two arrays (B, 1)."
+    at = [last.shape[1] - m for m in n]
+    last = np.partition(last, (*{*at, last.shape[1] - 1},), axis=1)
+    nth, least = [float(row[i]) for row, i in zip(last, at)], _LEAST[last.dtype]
+    floor = [[max(x - (abs(x) * 2**-22 + 1e-37), least)] for x in nth]
+    return np.array(floor, last.dtype), last[:, -1:]
+
 def contenders(
-    row,  # (V,), float32 or float64
-    n,    # how many are wanted
-):        # ids (m,), rising; the floor; the largest logit
+    z,  # (B, V), float32 or float64, contiguous
+    n,  # how many are wanted, a list of B
+):      # rows (m,) and ids (m,), rising; the floors and the largest logits, (B, 1)
     "All finite tokens above a floor which the n-th best exceeds by more than rounding."
-    first, last = group_maxima(row, n)
-    last = np.partition(last, (len(last) - n, len(last) - 1))
-    nth, z = float(last[-n]), row.numpy()
-    floor = max(nth - (abs(nth) * 2**-22 + 1e-37), _LEAST[z.dtype])
-    ids = np.flatnonzero(first >= floor)                  # groups with something above it
-    if len(ids) > MOST // 8: ids = np.flatnonzero(z >= floor)        # many: look everywhere
-    elif len(first) < len(z):
-        grouped = len(z) // 1024 * 64
-        alone = ids[ids >= grouped] + 15 * grouped
-        if len(alone): ids = ids[:-len(alone)]
-        ids = (ids + ids // 64 * 960 + _STEPS).ravel()
-        ids = np.concatenate([np.sort(ids[z[ids] >= floor]), alone])
-    return ids, floor, float(last[-1])
+    first, last = group_maxima(z, max(n))
+    (B, V), G, z = z.shape, first.shape[1], z.numpy()
+    floor, best = _floors(last, n)
+    at = np.flatnonzero(first >= floor)                   # groups with something above it
+    if G < V and len(at) > MOST // 16 * B: at = np.flatnonzero(z >= floor)      # too many
+    elif G < V:
+        row, rest = at // G, z[:, 16 * G:]
+        at = at + at // 64 * 960 + row * (V - 16 * G) + _STEPS
+        at = at[z.reshape(-1).take(at) >= floor[:, 0].take(row)]
+        if rest.size:
+            other, best = np.flatnonzero(rest >= floor), np.maximum(best, rest.max(1)[:, None])
+            at = np.concatenate([at, other + (other // (V - 16 * G) + 1) * 16 * G])
+        at.sort()
+    row = at // V
+    return row, at - row * V, floor, best
 
 # %% ../nbs/14_fused.ipynb #914f237b
 def _gumbel(bits):
@@ -66,15 +75,24 @@ def _gumbel(bits):
 # %% ../nbs/14_fused.ipynb #ab750bf1
 ALL = 2**62                                               # the k that cuts nothing
 
-def _column(name, params, B, z):
-    "One parameter as float64 or int64 (B, 1), or None."
-    value, rule = getattr(params, name), RULES[name]
+def _column(name, value, B):
+    "One parameter as float64 or int64 (B, 1), or None where it is off."
+    rule = RULES[name]
     if type(value) not in (int, float, type(None)):
-        return np.broadcast_to(per_row(name, value, z, **rule).numpy(), (B, 1))
-    if value is None and "off" not in rule: return per_row(name, value, z, **rule)     # raises
+        return np.broadcast_to(per_row(name, value, torch.empty(B, 1), **rule).numpy(), (B, 1))
+    if value is None and "off" not in rule: per_row(name, value, torch.empty(B, 1), **rule)  # raises
     if value is None or value == OFF[name]: return None
     number = _number(name, value, rule["low"], rule.get("high"), "open_low" in rule, "off" in rule)
     return np.array([[number]] * B)
+
+def _columns(B, V, *values):
+    "T, k, p, m and line = log m: columns (B, 1), each None where it is off."
+    T, k, p, m = (_column(name, value, B) for name, value in zip(ORDER, values))
+    if k is not None: k = np.where((k > 0) & (k < V), k, ALL)
+    return dict(T=np.ones((B, 1)) if T is None else T, k=k, p=p, m=m,
+                line=None if m is None else torch.tensor(m).log().numpy())
+
+_columns_of_numbers = lru_cache(64, typed=True)(_columns)            # asked for at every step
 
 def _words(key, B):
     "The key's five words, each an int or int64 (B, 1)."
@@ -94,11 +112,10 @@ class _Rows(SimpleNamespace):
 # %% ../nbs/14_fused.ipynb #f64294b0
 def _prepare(z, params, key):
     "The request as `_Rows`."
-    T, k, p, m = (_column(name, params, len(z), z) for name in ORDER)
-    if k is not None: k = np.where((k > 0) & (k < z.shape[1]), k, ALL)
-    line = None if m is None else torch.tensor(m).log().numpy()
-    rows = _Rows(z=z, T=np.ones((len(z), 1)) if T is None else T, k=k, p=p, m=m, line=line,
-                 words=_words(key, len(z)))
+    values = [getattr(params, name) for name in ORDER]
+    plain = all(type(v) in (int, float, type(None)) for v in values)
+    rows = _Rows(z=z.contiguous(), words=_words(key, len(z)),
+                 **(_columns_of_numbers if plain else _columns)(*z.shape, *values))
     if not all(1e-6 < t < 1e6 for t in rows.T[:, 0].tolist()): _divided(rows)
     rows.T = rows.T.astype(z.numpy().dtype)
     return rows
@@ -108,45 +125,61 @@ def _divided(rows):
     rows.z, rows.T = temperature(rows.z, rows.T[:, 0]), np.ones_like(rows.T)
     return rows
 
-def _tame(z, T): return T >= 1 or abs(z.min()) < 1e38 * T
+def _is_tame(z, T):
+    "Whether no finite logit overflows when divided by the least T."
+    if T >= 1: return True
+    least = z.min()
+    if least == -inf: least = np.where(z > -inf, z, 0).min()
+    return -least < 1e38 * T
 
 # %% ../nbs/14_fused.ipynb #7362c44e
 def _softmax(z, T):
     "Probabilities of z (..., V) at T, as the plain chain has them, bit for bit."
     return (z if np.all(T == 1) else z / torch.as_tensor(T, dtype=z.dtype)).softmax(-1).numpy()
 
-def _pad(parts, fill):
-    "Arrays (m_i,) as one (B, m)."
-    if len(parts) == 1: return parts[0][None]
-    out = np.full((len(parts), max(map(len, parts))), fill, parts[0].dtype)
-    for line, part in zip(out, parts): line[:len(part)] = part
+def _places(row, B):
+    "How many candidates each row has (B,), and each one's place among those of its row (m,)."
+    count = np.bincount(row, minlength=B)
+    return count, np.arange(len(row)) - (count.cumsum() - count)[row]
+
+def _rectangle(row, place, values, B, fill):
+    "The values of all rows (m,) as one array (B, most), padded."
+    if B == 1: return values[None]
+    out = np.full((B, place.max() + 1), fill, values.dtype)
+    out[row, place] = values
     return out
+
+# %% ../nbs/14_fused.ipynb #5b0e7a61
+def _everyone(rows):
+    "`_gather` for a small vocabulary: all tokens are candidates."
+    check_logits(rows.z)
+    z, (B, V) = rows.z.numpy(), rows.z.shape
+    if not _is_tame(z, rows.T.min()): return _everyone(_divided(rows))
+    q = None if rows.p is None else _softmax(rows.z, rows.T)
+    best = z.max(1, keepdims=True)
+    return np.arange(V) + np.zeros((B, 1), int), z, q, best - inf, best, np.full(B, True)
 
 def _gather(rows, n):
     "Candidates: ids, logits, probabilities (B, m); floor, best (B, 1); whether all fit (B,)."
-    z, found, qs, floors, tops, enough = rows.z.numpy(), [], [], [], [], []
-    (B, V), Ts = z.shape, rows.T[:, 0].tolist()
-    if V <= MORE:                                         # a small vocabulary: everyone
-        check_logits(rows.z)
-        if not _tame(z, min(Ts)): return _gather(_divided(rows), n)
-        q = None if rows.p is None else _softmax(rows.z, rows.T)
-        ids, best = np.arange(V) + np.zeros((B, 1), int), z.max(1, keepdims=True)
-        return ids, z, q, np.full_like(best, -inf), best, np.full(B, True)
+    z, (B, V), Ts, q = rows.z.numpy(), rows.z.shape, rows.T[:, 0].tolist(), None
+    if V <= MORE: return _everyone(rows)
     ks = [ALL] * B if rows.k is None else rows.k[:, 0].tolist()
-    for i, (T, k) in enumerate(zip(Ts, ks)):
-        ids, floor, top = contenders(rows.z[i], k if k <= MOST else n)
-        if not -inf < top < inf: check_logits(rows.z)     # raises, naming the row
-        if not _tame(z[i], T): return _gather(_divided(rows), n)
-        found.append(ids if len(ids) <= MOST else np.union1d(ids[:MOST], z[i].argmax()))
-        tops.append([top])
-        enough.append(len(ids) <= MOST and (k <= MOST or k == ALL))
-        floors.append([floor if _LEAST[z.dtype] < floor and len(ids) <= MOST else -inf])
-        if rows.p is not None:
-            q = _softmax(rows.z[i], T) if k == ALL else z[i]          # with top-k it is not used
-            qs.append(q[found[i]])
-    logits, q = _pad([r[ids] for r, ids in zip(z, found)], -inf), _pad(qs, 0) if qs else None
-    floors, tops = np.array(floors, z.dtype), np.array(tops, z.dtype)
-    return _pad(found, -1), logits, q, floors, tops, np.array(enough)
+    row, ids, floor, best = contenders(rows.z, [k if k <= MOST else n for k in ks])
+    if not all(-inf < x < inf for x in best[:, 0].tolist()): check_logits(rows.z)      # raises
+    if not _is_tame(z, min(Ts)): return _gather(_divided(rows), n)
+    floor[floor == _LEAST[z.dtype]] = -inf
+    enough, (count, place) = np.array([k <= MOST or k == ALL for k in ks]), _places(row, B)
+    if len(ids) > MOST and count.max() > MOST:            # rows with too many: a part, and the best
+        few = (place < MOST) | (ids == z.argmax(1)[row])
+        row, ids, enough, floor[count > MOST] = row[few], ids[few], enough & (count <= MOST), -inf
+        place = _places(row, B)[1]
+    if rows.p is not None:                                # with top-k it is not used
+        qs = [_softmax(rows.z[i], T) if k == ALL else z[i] for i, (T, k) in enumerate(zip(Ts, ks))]
+        q = np.concatenate([q[ids[row == i]] for i, q in enumerate(qs)])
+        q = _rectangle(row, place, q, B, 0)
+    logits = _rectangle(row, place, z[row, ids], B, -inf)
+    return _rectangle(row, place, ids, B, -1), logits, q, floor, best, enough
+
 
 # %% ../nbs/14_fused.ipynb #10973015
 def _filter(rows, n):
@@ -192,11 +225,48 @@ def _pick(rows, n):
     return c
 
 # %% ../nbs/14_fused.ipynb #b0970097
+_MULTIPLIERS = 0x21f0aaad, 0x735a2d97                     # of `noise._mix`
+_INVERSES = [np.uint32(pow(m, -1, 2**32)) for m in _MULTIPLIERS]
+
+def _unmix(x):
+    "`noise._mix` backwards: uint32 to uint32."
+    x = (x ^ x >> 15 ^ x >> 30) * _INVERSES[1]
+    x = (x ^ x >> 15 ^ x >> 30) * _INVERSES[0]
+    return x ^ x >> 16
+
+def _stirs(words):
+    "The two numbers that `noise.hash_bits` makes of a key's words."
+    a, b = 0x243f6a88, 0x85a308d3
+    for w in words:
+        a = _mix(a ^ w)
+        b = _mix(b ^ a)
+    return a, b
+
 @lru_cache(4)
 def _folded(V):
     "The tokens 0 .. V-1, folded once as `noise._mix` begins."
     tokens = np.arange(V, dtype=np.uint32)
     return tokens ^ tokens >> 16
+
+def _lucky_forwards(V, a, b, limit):
+    "Hash every token."
+    x = _folded(V) ^ np.uint32(a ^ a >> 16)
+    y, wraps = np.empty_like(x), torch.from_numpy(x.view(np.int32))
+    def fold(shift): np.bitwise_xor(x, np.right_shift(x, shift, out=y), out=x)
+    wraps.mul_(_MULTIPLIERS[0]), fold(15), wraps.mul_(_MULTIPLIERS[1]), fold(15)
+    np.bitwise_xor(x, np.uint32(b), out=x), fold(16)
+    wraps.mul_(_MULTIPLIERS[0]), fold(15), wraps.mul_(_MULTIPLIERS[1])
+    ids = np.flatnonzero(x <= np.uint32(limit | 0x1ffff))
+    bits = x[ids].astype(np.int64)
+    return ids, bits ^ bits >> 15
+
+def _lucky_backwards(V, a, b, limit):
+    "Which token has bits 0, which has 1, and so on."
+    tokens = _unmix(_unmix(np.arange(limit + 1, dtype=np.uint32)) ^ np.uint32(b)) ^ np.uint32(a)
+    bits = np.flatnonzero(tokens < V)
+    ids = tokens[bits].astype(np.int64)
+    order = ids.argsort()
+    return ids[order], bits[order]
 
 def lucky(
     V,      # how many tokens
@@ -204,19 +274,8 @@ def lucky(
     limit,  # below 2^32
 ):          # ids (m,), rising, and their bits, int64
     "All tokens whose bits are at most `limit`, and some that are not much above."
-    a, b = 0x243f6a88, 0x85a308d3                         # as in `noise.hash_bits`
-    for w in words:
-        a = _mix(a ^ w)
-        b = _mix(b ^ a)
-    x = _folded(V) ^ np.uint32(a ^ a >> 16)
-    y, wraps = np.empty_like(x), torch.from_numpy(x.view(np.int32))
-    def fold(shift): np.bitwise_xor(x, np.right_shift(x, shift, out=y), out=x)
-    wraps.mul_(0x21f0aaad), fold(15), wraps.mul_(0x735a2d97), fold(15)
-    np.bitwise_xor(x, np.uint32(b), out=x), fold(16)
-    wraps.mul_(0x21f0aaad), fold(15), wraps.mul_(0x735a2d97)
-    ids = np.flatnonzero(x <= np.uint32(limit | 0x1ffff))
-    bits = x[ids].astype(np.int64)
-    return ids, bits ^ bits >> 15
+    find = _lucky_backwards if limit < V // 2 else _lucky_forwards
+    return find(V, *_stirs(words), limit)
 
 # %% ../nbs/14_fused.ipynb #425e8490
 def _race(rows, c):
@@ -276,27 +335,31 @@ def _draw(z, params, key, details):
     rows = _prepare(z.detach(), params, key)
     c = _pick(rows, FEW)
     logprob, kept = _law_of_list(c, details)
-    for i in np.flatnonzero(~c.sure):
+    for i in () if c.sure.all() else np.flatnonzero(~c.sure):
         c.won[i], one, size = _settle(rows, i, c, details)
         if details: logprob[i:i + 1], kept[i:i + 1] = one, size
     ids = torch.from_numpy(c.won)
     if not details: return Draw(ids)
-    return Draw(ids, torch.from_numpy(logprob).to(z.dtype), torch.from_numpy(kept))
+    logprob = logprob.astype(rows.z.numpy().dtype)
+    return Draw(ids, torch.from_numpy(logprob), torch.from_numpy(kept))
 
 # %% ../nbs/14_fused.ipynb #e1033e3e
 def _law_of_list(c, details):
     "Log-probability of the winner and number kept, each (B,), where candidates are everything."
     if not details: return None, None
     won = np.where(c.ids == c.won[:, None], c.d, 0).sum(1, dtype=np.float64)
-    return won - np.log(np.exp(c.d, where=c.keep, out=np.zeros_like(c.d)).sum(1)), c.keep.sum(1)
+    return won - np.log(np.where(c.keep, np.exp(c.d), 0).sum(1)), c.keep.sum(1)
 
 def _law_of_row(rows, token, best, details):
     "The same for a token that won a race."
     if not details: return None, None
+    if rows.p is None and rows.m is None:                 # the whole row
+        law = (rows.z[0] / rows.T.item()).log_softmax(-1)
+        return law[token].item(), np.count_nonzero(rows.z[0].numpy() > -inf)
     q, s = _softmax(rows.z[0], rows.T[0]), rows.z[0].numpy() / rows.T[0]
     d = s - s.dtype.type(best)
     passes = d > -inf if rows.m is None else (d > -inf) & (d >= rows.line.item())
-    kept, mass = np.count_nonzero(passes), q[passes].sum(dtype=np.float64)
+    kept, mass = np.count_nonzero(passes), (q * passes).sum(dtype=np.float64)
     if rows.p is not None and rows.p[0] < 1:
         p = rows.p.item()
         held = np.sort(q[q > (1 - p) / len(q) / 2])[::-1].cumsum(dtype=np.float64)

@@ -202,18 +202,32 @@ def test_contenders(V):
     for kind in ("wide", "flat", "tied", "masked", "equal", "steps"):
         row = rows(rng, kind, 1, V)[0].contiguous()
         for n in (1, 2, 50, 64, 300, 1000):
-            ids, floor, top = contenders(row, n)
-            assert top == row.max().item()
-            assert np.array_equal(ids, np.flatnonzero(row.numpy() >= floor))
+            of, ids, floor, top = contenders(row[None], [n])
+            assert top == row.max().item() and not of.any()
+            assert np.array_equal(ids, np.flatnonzero(row.numpy() >= floor[0]))
             best = row.sort(descending=True).values[n - 1].item()
             assert floor < best or best == -INF
+
+
+@pytest.mark.parametrize("V", [1025, 3000, 50_257])
+def test_contenders_of_a_batch(V):
+    "Each row has its own floor; what stands in it does not depend on the others."
+    rng, n = np.random.default_rng(V), [1, 50, 1000, 64, 7, 300]
+    z = torch.cat([rows(rng, kind, 1, V) for kind in ("wide", "flat", "tied", "masked", "equal", "steps")])
+    for part in (slice(0, 6), slice(0, 4), slice(0, 2)):           # with and without rows that are all alike
+        of, ids, floor, top = contenders(z[part], n[part])
+        for i, row in enumerate(z[part]):
+            nth = row.sort(descending=True).values[n[i] - 1].item()
+            assert np.array_equal(ids[of == i], np.flatnonzero(row.numpy() >= floor[i])) and top[i] == row.max()
+            assert floor[i] < nth or nth == -INF
 
 
 def test_group_maxima_cover_the_row():
     for V in (1025, 16 * 1024, 50_257):
         row = torch.randperm(V).float()
-        first, last = group_maxima(row, 8)
-        for block in (first, last): assert block.max() == V - 1 and len(np.unique(block)) == len(block)
+        grouped = row[:V // 1024 * 1024] if V >= 1024 else row
+        first, last = (x[0] for x in group_maxima(row[None], 8))
+        for block in (first, last): assert block.max() == grouped.max() and len(np.unique(block)) == len(block)
         for best in range(V - 1, V - 9, -1): assert (first >= best).sum() <= V - best
 
 
