@@ -786,7 +786,7 @@ def draw_cuda(logits, params, key):
     settings = {n: getattr(params, n) for n in ORDER}
     return launch(logits, ask(*logits.shape[:1], logits.device, **settings, key=key))
 
-draw_cuda.reports_bad_rows = True              # so `draw` need not look for them
+draw_cuda.checks_rows = True              # so `draw` need not look for them
 
 # %% ../nbs/17_cuda.ipynb #dd400959
 def measures(

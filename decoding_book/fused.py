@@ -368,12 +368,21 @@ def _law_of_row(rows, token, best, details):
     return d[token] + np.log(q.max() / mass), kept
 
 # %% ../nbs/14_fused.ipynb #135826b1
+def _as_rows(logits):
+    "Logits (B, V) as float32 or float64; whether they are a distribution is seen later."
+    z = logits if torch.is_tensor(logits) and logits.is_floating_point() else check_logits(logits)
+    if z.ndim != 2 or z.shape[1] == 0 or z.device.type != "cpu":
+        raise ValueError(f"logits: shape {tuple(z.shape)} on {z.device}, not (B, V) on the CPU")
+    return z if z.dtype == torch.float64 else z.float()
+
 def draw_fused(logits, params, key):
     "The fused form of `sampler.draw`, for the book's own order of the filters."
     if not is_ours(params):
         raise ValueError(f"backend: 'fused' knows order={ORDER}, ties='exact', boundary='include' "
                          "and joint=False only")
-    return _draw(logits, params, key, True)
+    return _draw(_as_rows(logits), params, key, True)
+
+draw_fused.checks_rows = True                             # `draw` need not do it as well
 
 def fused_sample(
     logits,         # (B, V), any float type, on the CPU
@@ -387,10 +396,6 @@ def fused_sample(
     details=False,  # return a `Draw` with the log-probabilities and the sizes of the kept sets
 ):                  # ids (B,)
     "One token a row: that of `sampler.draw` for the same parameters and key."
-    z = logits if torch.is_tensor(logits) and logits.is_floating_point() else check_logits(logits)
-    if z.ndim != 2 or z.shape[1] == 0 or z.device.type != "cpu":
-        raise ValueError(f"logits: shape {tuple(z.shape)} on {z.device}, not (B, V) on the CPU")
     params = SimpleNamespace(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    z = z if z.dtype == torch.float64 else z.float()
-    out = _draw(z, params, Key(seed, row, position), details)
+    out = _draw(_as_rows(logits), params, Key(seed, row, position), details)
     return out if details else out.ids

@@ -154,8 +154,8 @@ def draw(
 ) -> Draw:         # ids, logprob under the law they were drawn from, and how many were kept
     "One token a row. Unchecked on a GPU, a row that is no distribution gets the id -1."
     form = find_backend(backend, params, getattr(logits, "device", "cpu"))
-    unseen = getattr(logits, "is_cuda", False) and hasattr(form, "reports_bad_rows")
-    z = logits if unseen and not check else check_logits(logits)
+    trusted = hasattr(form, "checks_rows") and torch.is_tensor(logits) and not check
+    z = logits if trusted and logits.is_floating_point() else check_logits(logits)
     if z.ndim != 2: raise ValueError(f"logits: shape {tuple(z.shape)}, a draw needs (B, V)")
     for name, part in vars(key).items():
         shape = _shape(part)
