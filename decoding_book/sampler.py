@@ -136,9 +136,11 @@ def find_backend(
     if name not in BACKENDS:
         raise ValueError(f"backend: {name!r} is not one of {', '.join(map(repr, BACKENDS))}")
     module, function = BACKENDS[name].split(":")
-    try: return getattr(import_module(module), function)
-    except (ImportError, AttributeError) as e:
-        raise ValueError(f"backend: {name!r} is not there ({e})") from None
+    try: form, gone = getattr(import_module(module), function), None
+    except (ImportError, AttributeError) as e: form, gone = None, e
+    gone = gone or getattr(form, "missing", None)             # what it cannot run without
+    if gone: raise ValueError(f"backend: {name!r} is not there ({gone})")
+    return form
 
 # %% ../nbs/13_sampler.ipynb #87a54284
 def _shape(value):

@@ -39,6 +39,10 @@ class OnGPU(torch.Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         raise RuntimeError(f"{func} on a pretended GPU, outside of it")
 
+    def __getitem__(self, at):                       # torch would make the indices on "meta", without their values
+        def known(i): return torch.tensor(i) if isinstance(i, list) else i
+        return super().__getitem__(tuple(map(known, at)) if isinstance(at, tuple) else known(at))
+
     def tolist(self): return self.cpu().tolist()
     def numpy(self): return self.cpu().numpy()
     def __repr__(self): return f"OnGPU({self.inner})"
@@ -85,9 +89,12 @@ class PretendGPU(TorchDispatchMode):
         if here and (name in LOOKS or {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)):
             if name != "aten::index.Tensor": self.wait(f"{name} looks at values")
         if here and name in ("aten::index.Tensor", "aten::index_put_", "aten::index_put", "aten::_index_put_impl_"):
-            if any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]): self.wait("a mask counts its values")
+            own = [i for i in args[1] if i is not None]
+            if any(i.dtype in (torch.bool, torch.uint8) for i in own): self.wait("a mask counts its values")
+            if not all(isinstance(i, OnGPU) for i in own): self.wait("indices are sent to the GPU")
+            tensors = [x for x in tensors if all(x is not i for i in own)]
         if copy: to_gpu = self.copies(name, args, kwargs, to_gpu)
-        elif here:                                  # a number may stand beside a GPU's tensor; other CPU tensors may not
+        elif here:                       # one number may stand beside the GPU's tensors; other tensors of the CPU may not
             for x in tensors:
                 if not isinstance(x, OnGPU) and x.ndim: raise RuntimeError(f"{name}: tensors on cuda and on cpu at {caller()}")
         if name == "aten::is_pinned": return getattr(args[0], "pinned", False)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")      # NumPy's
 needs_triton = pytest.mark.skipif(not HAVE, reason="Triton is not installed: pip install triton==3.7.1")
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
-INF, NAN = math.inf, math.nan
+INF, NAN, ROOT = math.inf, math.nan, Path(__file__).resolve().parent.parent
 
 
 if HAVE:
@@ -318,7 +319,7 @@ sys.modules["triton"] = None
 from decoding_book.sampler import Sampler, draw
 from decoding_book.noise import Key
 try: draw(torch.zeros(1, 3), Sampler(), Key(), backend="cuda")
-except ImportError as e: print(e)
+except ValueError as e: print(e)
 del sys.modules["triton"], sys.modules["decoding_book.cuda"]
 try: draw(torch.zeros(1, 3), Sampler(), Key(), backend="cuda")
 except (ImportError, ValueError) as e: print(e)
@@ -327,6 +328,41 @@ except (ImportError, ValueError) as e: print(e)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     first, second = done.stdout.splitlines() or ("", done.stderr)
     assert "pip install triton" in first and ("set TRITON_INTERPRET=1" if HAVE else first) in second, second
+
+
+HIDE = "import sys\nsys.modules['triton'] = None\n"
+
+
+def without(code, *args):
+    "What a process says in which Triton cannot be imported."
+    done = subprocess.run([sys.executable, "-c", HIDE + code, *map(str, args)], capture_output=True, text=True, cwd=ROOT)
+    return done.stdout + done.stderr
+
+
+def test_without_triton_everything_else_works():
+    "Every module is imported, the draw is made, and whoever asks for the kernels is told what is missing."
+    said = without("""
+import pkgutil, importlib, torch, decoding_book
+for m in pkgutil.iter_modules(decoding_book.__path__): importlib.import_module("decoding_book." + m.name)
+import decoding_book.cuda as C
+from decoding_book.noise import Key
+from decoding_book.sampler import Sampler, draw, draw_plain, find_backend
+assert find_backend(None, Sampler(), "cuda") is draw_plain
+print(draw(torch.tensor([[0., 9.]]), Sampler(top_p=.5), Key()).ids.tolist())
+for ask in (lambda: find_backend("cuda"), lambda: C.launch(torch.zeros(1, 3)), lambda: C.measures(torch.zeros(1, 3))):
+    try: ask()
+    except (ImportError, ValueError) as e: print(type(e).__name__, e)
+""").splitlines()
+    why = "Triton is not installed: pip install triton==3.7.1"
+    assert said == ["[1]", f"ValueError backend: 'cuda' is not there ({why})", *[f"ImportError {why}"] * 2], said
+
+
+def test_without_triton_the_tests_of_the_kernels_are_skipped():
+    "Each with its reason; none fails, none is forgotten."
+    files = sorted(ROOT.glob("tests/test_cuda*.py"))
+    said = without("import pytest\npytest.main(['-q', '-rs', '-p', 'no:cacheprovider', '-k', 'not without', *sys.argv[1:]])", *files)
+    assert "failed" not in said and "error" not in said.lower() and "passed" not in said, said
+    assert said.count("pip install triton==3.7.1") >= 3 and said.rstrip().splitlines()[-1].count("skipped") == 1, said
 
 
 AS_IT_COMES = """
