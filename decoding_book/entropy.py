@@ -32,7 +32,8 @@ def measures(
     total = weight.sum(-1, keepdim=True)
     mean = (weight * below).sum(-1, keepdim=True) / total
     H = (total.log() - mean) / math.log(2)
-    V = (weight * below.sub_(mean).square_()).sum(-1, keepdim=True) / (total * math.log(2)**2)
+    weight *= below.sub_(mean).square_()
+    V = weight.sum(-1, keepdim=True) / (total * math.log(2)**2)
     return H[..., 0], V[..., 0]
 
 # %% ../nbs/15_entropy.ipynb #b756f402
@@ -64,19 +65,22 @@ def attention_measures(
     key_mask=None,  # (..., N) bool, False = padding; None: all keys are real
 ) -> AttentionMeasures:
     "Entropy, varentropy, agreement, disagreement and interaction of the heads, over real keys."
-    s = scores if scores.dtype == torch.float64 else scores.float()
-    if key_mask is None: key_mask = torch.ones_like(s[..., 0, :], dtype=torch.bool)
-    real, keys = key_mask[..., None, :], key_mask.sum(-1)
-    s = s.where(real, torch.finfo(s.dtype).min)
+    s, keys = scores if scores.dtype == torch.float64 else scores.float(), scores.shape[-1]
+    if key_mask is not None and not key_mask.is_cuda and key_mask.all(): key_mask = None
+    if key_mask is not None:
+        real, keys = key_mask[..., None, :], key_mask.sum(-1).clamp(min=1)
+        s = s.where(real, s.new_full((), torch.finfo(s.dtype).min))
     below = (s - s.amax(-1, keepdim=True)).clamp_(min=-1000)        # as in `measures`
-    p = below.exp() * real
-    total = p.sum(-1, keepdim=True).clamp(min=torch.finfo(s.dtype).tiny)
+    p = below.exp()
+    total = p.sum(-1, keepdim=True)
     p /= total
-    bits = (total[..., 0].log() - (p * below).sum(-1)) / math.log(2) * (keys > 0)[..., None]
-    gap = (p - p.mean(-2, keepdim=True)).abs_().sum(-1).mean(-1)
-    strength = (s.abs() * real).sum(-1).mean(-1)
+    bits = (total[..., 0].log() - below.mul_(p).sum(-1)) / math.log(2)
+    gap = (p - p.mean(-2, keepdim=True)).abs_().sum((-2, -1)) / s.shape[-2]
+    size = s.abs() if key_mask is None else s.abs() * real
+    strength = size.sum((-2, -1)) / s.shape[-2]
+    if key_mask is not None: bits = bits * key_mask.any(-1, keepdim=True)    # 0 without a key
     return AttentionMeasures(bits.mean(-1), bits.var(-1, correction=0), 1 - gap / 2,
-                             gap / keys.clamp(min=1), strength / keys.clamp(min=1))
+                             gap / keys, strength / keys)
 
 # %% ../nbs/15_entropy.ipynb #036a344d
 @dataclass
@@ -95,14 +99,12 @@ def measure(
     layers=None,  # the numbers of the layers to average over; None: all
 ) -> Measures:
     "Entropy and varentropy of the logits and, if there is any, the measures of attention."
-    found = Measures(*measures(prediction.logits))
-    if prediction.attention is None: return found
+    found = measures(prediction.logits)
+    if prediction.attention is None: return Measures(*found)
     scores, mask = prediction.attention, prediction.key_mask
     if layers is not None: scores = scores[:, layers]
     by_layer = attention_measures(scores, None if mask is None else mask[:, None])
-    for name, x in vars(by_layer).items():
-        setattr(found, f"attention_{name}" if "entropy" in name else name, x.mean(1))
-    return found
+    return Measures(*found, *torch.stack(list(vars(by_layer).values())).mean(-1))
 
 # %% ../nbs/15_entropy.ipynb #e74d56fa
 @dataclass

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NUMBERS', 'BLOCKS', 'SIZES', 'weights_path', 'read_gguf', 'dequantise', 'read_tokenizer', 'render_chat', 'turns',
-           'rotate', 'raw_scores', 'attend', 'swiglu', 'Config', 'read_config', 'lay', 'multiply', 'block',
+           'rotate', 'raw_scores', 'attend', 'average', 'swiglu', 'Config', 'read_config', 'lay', 'multiply', 'block',
            'multiply_blocks', 'has_onednn', 'load', 'check_ids', 'run_layers', 'SmolLM2', 'HuggingFaceCache',
            'HuggingFace']
 
@@ -169,6 +169,16 @@ def attend(
     groups = q.reshape(*k.shape[:2], -1, q.shape[-1])
     return F.scaled_dot_product_attention(groups, k, v, allowed).reshape(q.shape)
 
+def average(
+    scores,          # raw scores of one position (B, H, N)
+    v,               # (B, G, N, size)
+    allowed=None,    # (B or 1, 1, 1, N) bool; None: every key
+):                   # (B, H, 1, size)
+    "What `attend` gives for one position, from scores that are there already."
+    if allowed is not None: scores = scores.masked_fill(~allowed[:, 0], -torch.inf)
+    weights = scores.softmax(-1).unflatten(1, (v.shape[1], -1))
+    return (weights @ v).flatten(1, 2).unsqueeze(2)
+
 # %% ../nbs/04_smollm.ipynb #af0183e0
 def swiglu(
     both,    # (..., 2 * hidden): the gate, then what it scales
@@ -312,14 +322,17 @@ def run_layers(
 ):                   # (B, T, width)
     "What the layers make of the tokens."
     c = w.config
+    stepwise = x.shape[1] == 1 and x.dtype == torch.float32 and x.device.type == "cpu"
     for i, layer in enumerate(w.layers):
         new = multiply(F.rms_norm(x, (c.width,), layer.attn_norm, c.eps), layer.qkv)
         qk, v = new.unflatten(-1, (-1, c.size)).split([c.heads + c.kv_heads, c.kv_heads], 2)
         q, k = rotate(qk, turn).transpose(1, 2).split([c.heads, c.kv_heads], 1)
         v = v.transpose(1, 2)                                   # (B, G, T, size), as k
         if cache is not None: k, v = cache.put(i, k, v)         # (B, G, N, size)
-        if raw is not None: raw.append(raw_scores(q[:, :, -1:], k))
-        x = x + multiply(attend(q, k, v, allowed).transpose(1, 2).flatten(2), layer.out)
+        scores = raw_scores(q[:, :, -1:], k) if stepwise or raw is not None else None
+        if raw is not None: raw.append(scores)
+        mixed = average(scores, v, allowed) if stepwise else attend(q, k, v, allowed)
+        x = x + multiply(mixed.transpose(1, 2).flatten(2), layer.out)
         both = multiply(F.rms_norm(x, (c.width,), layer.ffn_norm, c.eps), layer.up)
         x = x + multiply(swiglu(both), layer.down)
     return x

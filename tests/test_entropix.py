@@ -1,7 +1,9 @@
 """The five-branch policy: decisions against the oracle, exact laws, rows alone and together, the clarifying token, hostile settings."""
 import dataclasses
 import math
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import laws
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pretend_gpu import OnGPU, PretendGPU, Waits, bare
 
 from decoding_book import entropix as module
 from decoding_book.entropix import (ACTIONS, BRANCHES, BranchView, EntropixConfig, EntropySampler, PublishedConfig,
@@ -254,6 +257,63 @@ def test_no_nan_anywhere(config):
     assert (out.decision.temperature.isnan() == (out.decision.action < 2)).all()
 
 
+# ---------------------------------------------------------------- on a GPU
+
+@pytest.fixture
+def gpu(monkeypatch):
+    "A pretended GPU without the kernels: what would make the processor wait raises. What was sent there is forgotten afterwards."
+    monkeypatch.setitem(sys.modules, "decoding_book.cuda", SimpleNamespace())
+    caches = module.published_rules, module.repaired_rules, module.typical_of
+    for c in caches: c.cache_clear()
+    yield PretendGPU()
+    for c in caches: c.cache_clear()
+
+
+def first_of_each(logits, params, key, backend=None):
+    "In place of the draw: the best token of noise that the key names; a row of NaN gets -1."
+    ids = (logits.float() / params.temperature[:, None].float().clamp(min=.1) + 3 * torch.sin(
+        key.draw[:, None] * 7. + key.position[:, None] + torch.arange(logits.shape[1], device=logits.device))).argmax(1)
+    ids = ids.masked_fill(logits.amax(1).isnan(), -1)
+    return module.Draw(ids, None, torch.ones_like(ids))
+
+
+@pytest.mark.parametrize("config", [EntropixConfig(), EntropixConfig(**TOY), PublishedConfig(), EntropixConfig(off=("LELV", "adaptive"))])
+@pytest.mark.parametrize("clarify,tokenizer", [(None, None), (3, None), ("why now", type("T", (), dict(encode=lambda self, s: [3, 1, 4]))())])
+@pytest.mark.parametrize("attention", [True, False])
+def test_the_decision_waits_for_nothing(gpu, monkeypatch, config, clarify, tokenizer, attention):
+    "Measures, decision, numbered draws and the clarifying text: no look at a value on the GPU; ids and branches are the CPU's."
+    monkeypatch.setattr(module, "draw", first_of_each)
+    scores, mask = torch.randn(5, 2, 3, 6, generator=torch.Generator().manual_seed(0)), torch.arange(6) >= torch.tensor([[5], [0], [3], [2], [0]])
+    prediction, found = (FIVE.float(), None, scores, mask), {}
+    for wrap in (bare, OnGPU):
+        chooser, found[wrap] = EntropySampler(config, 7, clarify, tokenizer, attention, rows=[4, 0, 9, 1, 2]), []
+        with gpu:
+            for given in (1, 2, 3, 4):                                        # a clarifying text goes on over several steps
+                c = context(5, ids=torch.tensor([[0, 3, 1, 4][:given]] * 5))
+                c = Context(*map(wrap, (c.ids, c.mask, torch.ones(5, dtype=torch.long), c.row)))
+                out = chooser(Prediction(*(wrap(x) if torch.is_tensor(x) else x for x in prediction)), c)
+                assert isinstance(out.ids, OnGPU) == (wrap is OnGPU)
+                found[wrap].append((out.ids, out.branch, out.decision.action, out.decision.top_k))
+    for a, b in zip(*found.values()):
+        for x, y in zip(a, b): assert bare(x).equal(bare(y))
+
+
+def test_a_bad_row_on_a_gpu_gets_no_token(gpu, monkeypatch):
+    "A row of NaN passes unseen on a GPU and its id is -1; the others are as ever."
+    monkeypatch.setattr(module, "draw", first_of_each)
+    z = FIVE.float()
+    z[4] = NAN
+    decision = module.Decision(torch.full((5,), 4), torch.full((5,), 3), *torch.ones(2, 5), torch.full((5,), 9), torch.zeros(5))
+    on = module.Decision(*map(OnGPU, vars(decision).values()))
+    with gpu: ids = module.draw_decided(OnGPU(z), on, Key(1, OnGPU(torch.arange(5)), OnGPU(torch.full((5,), 3))), 3)[0]
+    good = module.draw_decided(FIVE.float(), decision, Key(1, torch.arange(5), torch.full((5,), 3)), 3)[0]
+    assert bare(ids).tolist() == [*good[:4].tolist(), -1]
+
+
+def test_the_pretended_gpu_would_notice(gpu):
+    with gpu, pytest.raises(Waits): measure(Prediction(OnGPU(FIVE.float()))).entropy[0].item()
+
+
 # ---------------------------------------------------------------- in the loop
 
 @pytest.fixture(scope="module")
@@ -398,6 +458,8 @@ def test_more_settings_are_refused():
     with pytest.raises(ValueError, match="max_temp: -1"): EntropixConfig(max_temp=-1)
     for bad in ((1., 2.), (1., 2., 3., 4., 5., -6.), "abcdef", (1.,) * 5 + (NAN,)):
         with pytest.raises((ValueError, TypeError), match="typical"): EntropixConfig(typical=bad)
+    assert EntropixConfig(typical=list(USUAL), off=["LELV"]) == EntropixConfig(off=("LELV",))       # as they come from a file
+    assert EntropixConfig(off=["LELV"]).decide(one(entropy=.1, varentropy=.1), NO).branch == 4
 
 
 @pytest.mark.parametrize("change,error,message", [

@@ -190,7 +190,20 @@ def test_one_key_and_no_key():
     one = attention_measures(torch.tensor([[[2.], [-4.]]]))
     assert [x.item() for x in vars(one).values()] == [0, 0, 1, 0, 3]
     none = attention_measures(torch.randn(1, 2, 3), torch.zeros(1, 3, dtype=torch.bool))
-    assert all(x.isfinite().all() for x in vars(none).values())
+    assert all(x.isfinite().all() for x in vars(none).values()) and none.entropy.item() == 0
+
+
+def test_a_mask_that_hides_nothing_changes_nothing():
+    scores, _ = scores_and_mask(0)
+    whole = attention_measures(scores, torch.ones(4, 12, dtype=torch.bool))
+    for name, x in vars(attention_measures(scores)).items(): assert vars(whole)[name].equal(x)
+
+
+def test_the_arguments_stay_as_they_were():
+    scores, real = scores_and_mask(1)
+    z, same = scores[:, 0].clone(), scores.clone()
+    attention_measures(scores, real), attention_measures(scores), measures(z)
+    assert scores.equal(same) and z.equal(same[:, 0])
 
 
 def test_agreement_is_one_minus_total_variation():

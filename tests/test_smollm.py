@@ -393,6 +393,37 @@ def test_attention_costs_nothing_when_not_asked(model, monkeypatch):
         model(ids, attention=True)
 
 
+def test_a_step_has_its_scores_at_hand(model, monkeypatch):
+    "One new position in float32: asked or not, the scores are computed once a layer, and the logits are the same bits."
+    calls, raw_scores = [], smollm.raw_scores
+    def counted(q, k):
+        calls.append(q.shape)
+        return raw_scores(q, k)
+    rows = [ids_of(model, p)[0] for p in PROMPTS[:3]]
+    ids, mask = left_pad(rows)
+    cache = model.new_cache(3, ids.shape[1])
+    model(ids[:, :-1], mask[:, :-1], cache=cache)
+    monkeypatch.setattr(smollm, "raw_scores", counted)
+    found = []
+    for attention in (False, True):
+        cache.length = ids.shape[1] - 1
+        found.append(model(ids[:, -1:], cache=cache, attention=attention))
+        assert len(calls) == 30
+        calls.clear()
+    assert found[0].logits.equal(found[1].logits) and found[0].attention is None
+
+
+def test_a_step_by_hand_is_torch_s_attention():
+    "`average` of raw scores against one call of `attend`: with a mask, and for one group or several."
+    rng = torch.Generator().manual_seed(0)
+    for groups, heads in ((3, 9), (1, 4), (5, 5)):
+        q, k, v = (torch.randn(4, n, T, 16, generator=rng) for n, T in ((heads, 1), (groups, 11), (groups, 11)))
+        seen = torch.arange(11) >= torch.tensor([0, 3, 10, 5])[:, None, None, None]
+        for allowed in (None, seen):
+            got = smollm.average(smollm.raw_scores(q, k), v, allowed)
+            torch.testing.assert_close(got, smollm.attend(q, k, v, allowed), atol=1e-6, rtol=0)
+
+
 # The cache
 
 def test_reorder_and_keep(model):

@@ -1,15 +1,16 @@
 """Is it worth choosing the sampler by entropy? The policy of chapter 16 against plain sampling at the same entropy of draws.
 
-    python tools/bench_audit.py                 all of it, half an hour of one core; the chapter draws the result
+    python tools/bench_audit.py                 all of it, an hour of one core; the chapter draws the result
     python tools/bench_audit.py --minutes 3.5   as many pieces as fit; the next call goes on (progress is in build/audit.json)
     python tools/bench_audit.py --quick         a few prompts and items, nothing recorded
 
 1. `calibrate`: the policy's thresholds, on the model's own text (T = 1) after the 40 openings of bench_curse.py.
 2. `match`: the temperature, the min-p and the top-p whose draws have the policy's mean entropy, on those same openings for texts,
    and for each task on items of their own.
-3. `text`: 104 other openings, two seeds (one for most ablations), each arm: repetition, distinct n-grams, likelihood, entropy of draws, branches.
-4. `task`: three tasks of 200 items each, each arm, plain samplers also with the settings matched on texts: is the answer right?
-Every prompt and item is paired over the arms; intervals are bootstrapped over prompts and items.
+3. `text`: 104 other openings, four seeds, each arm: repetition, distinct n-grams, likelihood, entropy of draws, branches.
+4. `task`: three tasks of 200 items each, two seeds, each arm, plain samplers also with the settings matched on texts: is the answer right?
+Every prompt and item is paired over the arms; what several seeds gave for it is averaged; intervals are bootstrapped over prompts and
+items. The first seed is done first; from then on each call records what there is, and how many seeds each arm has.
 """
 import argparse
 import json
@@ -146,13 +147,13 @@ Colombia:Bogota Venezuela:Caracas Ecuador:Quito Peru:Lima Bolivia:La_Paz Chile:S
 Uruguay:Montevideo Paraguay:Asuncion Brazil:Brasilia Australia:Canberra Fiji:Suva Bahrain:Manama Turkmenistan:Ashgabat
 Kyrgyzstan:Bishkek Tajikistan:Dushanbe Moldova:Chisinau Montenegro:Podgorica""".split())
 
-SEEDS, TOKENS, CLARIFY = (1, 2), 48, "..."
+SEEDS, TOKENS, CLARIFY = (1, 2, 3, 4), 48, "..."
 OFF = {f"no {name}": name for name in ("LELV", "HELV", "LEHV", "HEHV", "adaptive")}
 ARMS = ["policy", "temperature", "min-p", "top-p", "published", "temperature, published", "no attention", "no clarify", "draw once", *OFF]
 
 
 TASKS = ("sum", "copy", "capital")
-MAIN = [*ARMS[:6], "no clarify"]     # these run on two seeds for texts, the other ablations on one
+MORE = [("text", ARMS, 2), ("task", TASKS, 2), ("text", ARMS, 3), ("text", ARMS, 4)]     # after the first seed
 CARRIED = {f"{arm}, as in texts": arm for arm in ("temperature", "min-p", "top-p", "temperature, published")}  # for tasks
 
 
@@ -311,7 +312,7 @@ def repeated(ids, n):
     return 1 - len(set(grams)) / len(grams)
 
 
-def pieces(model, size, seeds):
+def pieces(model, size, more):
     "Every piece of work as (name, function of what was found so far); later ones need the earlier."
     import torch
     from decoding_book.entropix import calibrate
@@ -369,12 +370,12 @@ def pieces(model, size, seeds):
             return match(run_arm)
         return work
 
-    def do_task(task, a, b):
+    def do_task(task, a, b, seed):
         def work(found):
             out = {}
             for arm in [*ARMS, *CARRIED]:
                 matched = found["match" if arm in CARRIED else f"match {task}"]
-                got, items = answer(task, 1, a, b, chooser(CARRIED.get(arm, arm), 1, found["calibrate"], matched))
+                got, items = answer(task, 1, a, b, chooser(CARRIED.get(arm, arm), seed, found["calibrate"], matched))
                 right = [int(x.strip() == y) for x, (_, y) in zip(got["text"], items)]
                 out[arm] = {"right": right, "bits": [mean(x) for x in got["bits"]], "text": got["text"][:5],
                             "branches": [flat(got["branch"]).count(i) for i in range(5)]}
@@ -388,13 +389,18 @@ def pieces(model, size, seeds):
     yield "calibrate", do_calibrate
     yield "check", do_check
     yield "match", do_match
+    def tasks(task, seed):
+        n = min(len(task_items(task)[1]), size["items"])
+        for a in range(0, n, 80): yield f"task {task} {a} {seed}", do_task(task, a, min(a + 80, n), seed)
+
     for arm in ARMS: yield f"text {arm} 1", do_text(arm, 1)
     for task in TASKS:
         yield f"match {task}", do_task_match(task)
-        n = min(len(task_items(task)[1]), size["items"])
-        for a in range(0, n, 80): yield f"task {task} {a}", do_task(task, a, min(a + 80, n))
-    for seed in seeds[1:]:
-        for arm in MAIN: yield f"text {arm} {seed}", do_text(arm, seed)
+        yield from tasks(task, 1)
+    for kind, names, seed in more:
+        for name in names:
+            if kind == "task": yield from tasks(name, seed)
+            else: yield f"text {name} {seed}", do_text(name, seed)
 
 
 def bootstrap(values, n=4000, seed=0):
@@ -419,11 +425,18 @@ def text_measures(runs):
 def summary(found):
     "The table of means, the differences of arms on the same prompts, seeds and items, and the branches; intervals of 95 %."
     seeds = {arm: [s for s in SEEDS if f"text {arm} {s}" in found] for arm in ARMS}
-    parts = {task: [p for k, p in found.items() if k.startswith(f"task {task} ")] for task in TASKS}
+    names = {(t, s): sorted((k for k in found if k.startswith(f"task {t} ") and k.endswith(f" {s}")), key=lambda k: int(k.split()[2]))
+             for t in TASKS for s in SEEDS}
+    task_seeds = {t: [s for s in SEEDS if len(names[t, s]) == len(names[t, 1])] for t in TASKS}      # the whole ones
+    parts = {t: [found[k] for s in task_seeds[t] for k in names[t, s]] for t in TASKS}
+
+    def right(arm, task):
+        "For each item the share of seeds that answered it right."
+        return [mean(x) for x in zip(*(flat([found[k][arm]["right"] for k in names[task, s]]) for s in task_seeds[task]))]
 
     def values(arm, seeds):
         texts = text_measures([found[f"text {arm} {s}"] for s in seeds]) if seeds else {}
-        return texts | {task: [x for p in parts[task] for x in p[arm]["right"]] for task in TASKS}
+        return texts | {task: right(arm, task) for task in TASKS}
 
     def difference(arm, base):
         both = [s for s in seeds.get(arm, []) if s in seeds.get(base, [])]
@@ -438,7 +451,8 @@ def summary(found):
     table = {arm: {m: bootstrap(v) for m, v in values(arm, seeds.get(arm)).items()} for arm in every}
     def branches(runs): return [sum(x) for x in zip(*(r["branches"] for r in runs))]
     with_branches = [arm for arm in ARMS if arm not in CARRIED.values()]
-    return {"table": table, "differences": [difference(*p) for p in pairs],
+    return {"seeds": {arm: len(s) for arm, s in seeds.items()}, "task_seeds": {t: len(s) for t, s in task_seeds.items()},
+            "table": table, "differences": [difference(*p) for p in pairs],
             "items": {t: len(values("greedy", [])[t]) for t in TASKS},
             "task_bits": {t: {arm: round(mean(flat([p[arm]["bits"] for p in parts[t]])), 4) for arm in every} for t in TASKS},
             "branches": {arm: branches([found[f"text {arm} {s}"] for s in seeds[arm]]) for arm in with_branches},
@@ -455,8 +469,8 @@ def main():
     args = parser.parse_args()
     begin = time.perf_counter()
     os.environ["TQDM_DISABLE"] = "1"
-    size, seeds, work = dict(openings=40, prompts=104, items=200, fit=30, answer=dict(sum=4, copy=9, capital=6)), SEEDS, ROOT / "build/audit.json"
-    if args.quick: size, seeds, work = size | dict(openings=4, prompts=3, items=4, fit=4), SEEDS[:1], ROOT / "build/audit-quick.json"
+    size, more, work = dict(openings=40, prompts=104, items=200, fit=30, answer=dict(sum=4, copy=9, capital=6)), MORE, ROOT / "build/audit.json"
+    if args.quick: size, more, work = size | dict(openings=4, prompts=3, items=4, fit=4), [], ROOT / "build/audit-quick.json"
     import torch
     from decoding_book import sampler
     from decoding_book.smollm import SmolLM2
@@ -466,15 +480,18 @@ def main():
     sampler.CHOICES["backend"] = (*sampler.CHOICES["backend"], "short")
     found = json.loads(work.read_text()) if work.is_file() else {}
     model = SmolLM2()
-    for name, do in pieces(model, size, seeds):
+    for name, do in pieces(model, size, more):
         if name in found: continue
         start = time.perf_counter()
-        if start - begin > 60 * args.minutes: return print("more to do: run it again")
+        if start - begin > 60 * args.minutes:
+            print("more to do: run it again")
+            break
         found[name] = do(found) | {"seconds": None}
         found[name]["seconds"] = round(time.perf_counter() - start, 1)
         work.parent.mkdir(exist_ok=True)
         work.write_text(json.dumps(found))
         print(f"{name}: {found[name]['seconds']} s", flush=True)
+    if any(name not in found for name, _ in pieces(model, size, [])): return      # not yet whole
     result = {"machine": machine(), "prompts": size["prompts"], "tokens": TOKENS,
               "seconds": round(sum(x["seconds"] for x in found.values())), "calibrate": found["calibrate"],
               "match": {k: v for k, v in found.items() if k.startswith("match")}} | summary(found)
