@@ -12,6 +12,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
+# The files that take longest, longest first: with two workers neither is left alone with a long one at the end.
+LONG = ["cuda", "smollm", "browser", "sampler", "project", "cuda_compile", "beam", "entropix", "fused", "search",
+        "transformer", "site"]
 
 
 class Recorder:
@@ -31,10 +34,16 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.pluginmanager.register(Recorder())
+    config.option.loadscopereorder = False  # pytest-xdist: take the files as they come
     if os.environ.get("PYTEST_XDIST_WORKER"):  # several tests run at once: a thread for each
         os.environ["OMP_NUM_THREADS"] = "1"
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    rank = {f"test_{name}": n for n, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(scope="session")

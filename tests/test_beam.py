@@ -7,7 +7,7 @@ import torch
 
 from decoding_book.beam import beam_search
 from decoding_book.loop import left_pad
-from decoding_book.smollm import HuggingFace, SmolLM2, weights_path
+from decoding_book.smollm import HuggingFace, SmolLM2, dequantise, read_gguf, weights_path
 
 transformers = pytest.importorskip("transformers")
 V = 40
@@ -89,9 +89,10 @@ PROMPTS = ["The capital of France is", "It was a quiet morning in the city when"
 
 def test_huggingface_smollm(full, record):
     """SmolLM2 and transformers' Llama with the same weights, a full stop as the end mark."""
-    from bench_smollm import reference_weights, transformers_peer
+    from bench_smollm import transformers_peer
     ours_model = SmolLM2()
-    peer, dot = transformers_peer(reference_weights(weights_path())[0]), ours_model.encode(".")[0]
+    weights = {name: dequantise(*tensor) for name, tensor in read_gguf(weights_path())[1].items()}
+    peer, dot = transformers_peer(weights), ours_model.encode(".")[0]
     texts, tokens = (PROMPTS, 32) if full else (PROMPTS[:2], 12)
     prompts, ended = [torch.tensor(ours_model.encode(t)) for t in texts], 0
     for early in (False, True, "never") if full else (False,):
