@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['triton', 'tl', 'MISSING', 'jit', 'rescale', 'add_tile', 'scaled', 'add_heat', 'stir', 'key_state', 'uniform',
-           'gumbel_from', 'challenge', 'load_tile', 'save_peaks', 'race_tile', 'store_part', 'scan', 'rank_key',
-           'key_value', 'fetch', 'crossing', 'share', 'last_of', 'cut', 'within', 'winner', 'mass_before',
+           'gumbel_from', 'challenge', 'load_tile', 'save_peaks', 'race_tile', 'store_part', 'nothing_yet', 'scan',
+           'rank_key', 'key_value', 'fetch', 'crossing', 'share', 'last_of', 'cut', 'within', 'winner', 'mass_before',
            'first_survivor', 'pick', 'choose_chunks', 'collect', 'shortlist', 'choose', 'merge', 'normalizer', 'runoff',
            'answer', 'finish', 'read_ask', 'draw_kernel', 'scan_kernel', 'finish_kernel', 'Asked', 'ask', 'slices_for',
            'launch', 'draw_cuda', 'measures']
@@ -192,6 +192,15 @@ def store_part(part, m, s0, s1, s2, heat, low, n, bad, best_id, SLICES: tl.const
     tl.store(part + 7 * SLICES, tl.max(bad).to(tl.float64))
     tl.store(part + 8 * SLICES, best_id.to(tl.float64))
 
+# %% ../nbs/17_cuda.ipynb #1297ae50
+@jit
+def nothing_yet(ROWS: tl.constexpr, CHUNK: tl.constexpr):
+    "What is known of a slice before it is read: maximum, minima, sums, counts, leader."
+    m, none = tl.full((), -float("inf"), tl.float32), tl.full((), 0, tl.float32)
+    low = tl.full((ROWS, CHUNK), float("inf"), tl.float32)
+    s, n = tl.full((ROWS, CHUNK), 0, tl.float64), tl.full((ROWS, CHUNK), 0, tl.int32)
+    return m, low, s, n, none, tl.full((), 0, tl.int32)
+
 # %% ../nbs/17_cuda.ipynb #b6acc32d
 @jit
 def scan(
@@ -206,11 +215,8 @@ def scan(
     hot, free = (k == 0) & (t != 1), (k == 0) & (p >= 1) & (floor == -float("inf"))
     ROWS: tl.constexpr = BLOCK // CHUNK
     lane = tl.arange(0, ROWS)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
-    m = tl.full((), -float("inf"), tl.float32)
-    low = tl.full((ROWS, CHUNK), float("inf"), tl.float32)
-    s0, n = tl.full((ROWS, CHUNK), 0, tl.float64), tl.full((ROWS, CHUNK), 0, tl.int32)
-    s1, s2, heat, bad = s0, s0, s0, n
-    best_x, best_g, best_id = m, tl.full((), 0, tl.float32), tl.full((), 0, tl.int32)
+    m, low, s0, n, best_g, best_id = nothing_yet(ROWS, CHUNK)
+    s1, s2, heat, bad, best_x = s0, s0, s0, n, m
     for start in range(first, last, BLOCK):
         z, wrong = load_tile(logits, step, V, start + lane)
         bad, n = bad | wrong, n + (z > -float("inf")).to(tl.int32)
@@ -672,6 +678,7 @@ def _spread(
         value = value.pin_memory().to(device, non_blocking=True)
     return value.reshape(-1).expand(B)
 
+# %% ../nbs/17_cuda.ipynb #07cd8442
 def _column(name, value, B, device, rule):
     "A parameter as (B,) on the device; checked, unless it is there already."
     if not (torch.is_tensor(value) and value.is_cuda):
@@ -740,6 +747,39 @@ def _ready(logits):
         raise ValueError(f"logits: on {logits.device}, and the kernels run on a GPU; to interpret "
                          "them, set TRITON_INTERPRET=1 before this module is first imported")
 
+# %% ../nbs/17_cuda.ipynb #de73ca1b
+def _room(
+    B, V, slices, slots, chunk,  # rows, tokens, programs a row, room of the list, length of a chunk
+    device,
+):                               # (parts, peaks), the lists, (ids and counts, facts)
+    "Memory for what the kernels find and report."
+    def new(*shape, dtype=torch.int32): return torch.empty(shape, dtype=dtype, device=device)
+    chunks = -(-V // chunk)
+    found = new(B, 9, slices, dtype=torch.float64), new(B, chunks, dtype=torch.float32)
+    lists = new(B, chunks), new(B, slots, dtype=torch.float32), new(B, slots)
+    return found, lists, (new(B, 2, dtype=torch.int64), new(B, 3, dtype=torch.float32))
+
+# %% ../nbs/17_cuda.ipynb #35b8a8f0
+def _sizes(logits, block, slices):
+    "The length of a chunk and of a tile, and how many programs share a row."
+    B, V = logits.shape
+    chunk = max(16, min(256, triton.next_power_of_2(V // 2048)))
+    block = max(chunk, min(block, triton.next_power_of_2(V)))
+    units = 132                                           # processors; of an H200, if not asked
+    if logits.is_cuda: units = torch.cuda.get_device_properties(logits.device).multi_processor_count
+    return chunk, block, slices or slices_for(B, V, units, block)
+
+# %% ../nbs/17_cuda.ipynb #f09ca512
+def _report(
+    task,   # see `launch`
+    out,    # (B, 2) int64: token, count
+    facts,  # (B, 3) float32: log-probability, entropy, varentropy
+) -> Draw:
+    "What the kernels wrote."
+    if task == 0: return Draw(None, entropy=facts[:, 1], varentropy=facts[:, 2])
+    known = (facts[:, 0], out[:, 1]) if task == 2 else (None, None)
+    return Draw(out[:, 0], *known, facts[:, 1], facts[:, 2])
+
 # %% ../nbs/17_cuda.ipynb #b60c2c7f
 def launch(
     logits,        # (B, V) float32, bfloat16 or float16, any strides
@@ -751,27 +791,18 @@ def launch(
 ) -> Draw:
     "Start the kernels. Nothing here waits for the GPU."
     _ready(logits)
-    (B, V), dev = logits.shape, logits.device
-    chunk = max(16, min(256, triton.next_power_of_2(V // 2048)))
-    block = max(chunk, min(block, triton.next_power_of_2(V)))
-    units = torch.cuda.get_device_properties(dev).multi_processor_count if logits.is_cuda else 132
-    slices = slices or slices_for(B, V, units, block)
-    def room(*shape, dtype=torch.int32): return torch.empty(shape, dtype=dtype, device=dev)
-    parts, chunks = room(B, 9, slices, dtype=torch.float64), -(-V // chunk)
-    peaks = room(B, chunks, dtype=torch.float32)
-    lists = room(B, chunks), room(B, slots, dtype=torch.float32), room(B, slots)
-    out, facts = room(B, 2, dtype=torch.int64), room(B, 3, dtype=torch.float32)
-    table = (asked.numbers, asked.names) if asked else (parts, out)
-    given = (logits, *logits.stride(), V, *table, B, parts, peaks)
-    fixed = dict(TASK=task if asked else 0, CHUNK=chunk, num_warps=warps)
+    (B, V), task = logits.shape, task if asked else 0
+    chunk, block, slices = _sizes(logits, block, slices)
+    found, lists, results = _room(B, V, slices, slots, chunk, logits.device)
+    table = (asked.numbers, asked.names) if asked else (found[0], results[0])
+    given = (logits, *logits.stride(), V, *table, B, *found)
+    fixed = dict(TASK=task, CHUNK=chunk, num_warps=warps)
     search = dict(SLOTS=slots, WIDE=wide, PIVOTS=pivots)
-    if slices == 1: draw_kernel[(B,)](*given, *lists, out, facts, BLOCK=block, **search, **fixed)
+    if slices == 1: draw_kernel[(B,)](*given, *lists, *results, BLOCK=block, **search, **fixed)
     else:
         scan_kernel[(B, slices)](*given, BLOCK=block, SLICES=slices, **fixed)
-        finish_kernel[(B,)](*given, *lists, out, facts, SLICES=slices, **search, **fixed)
-    if not asked: return Draw(None, entropy=facts[:, 1], varentropy=facts[:, 2])
-    known = (facts[:, 0], out[:, 1]) if task == 2 else (None, None)
-    return Draw(out[:, 0], *known, facts[:, 1], facts[:, 2])
+        finish_kernel[(B,)](*given, *lists, *results, SLICES=slices, **search, **fixed)
+    return _report(task, *results)
 
 # %% ../nbs/17_cuda.ipynb #249f83ea
 def draw_cuda(logits, params, key):
