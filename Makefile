@@ -33,7 +33,7 @@ test: $(READY) notebooks ## run the notebooks' own checks, then the tests
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests $(ARGS)
 
 notebooks: $(READY) ## run the notebooks' own checks only, results thrown away
-	@$(BIN)/python tools/execute.py --copy build/test --jobs $(JOBS)
+	@$(BIN)/python tools/execute.py --copy build/test --jobs $(JOBS) --warm
 
 verify: $(READY) notebooks ## the full counts, recorded in benchmarks/verify.json, and the mutations
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --full --record benchmarks/verify.json tests $(ARGS)
