@@ -169,10 +169,10 @@ def _gather(rows, n):
     if not _is_tame(z, min(Ts)): return _gather(_divided(rows), n)
     floor[floor == _LEAST[z.dtype]] = -inf
     enough, (count, place) = np.array([k <= MOST or k == ALL for k in ks]), _places(row, B)
-    if len(ids) > MOST and count.max() > MOST:            # rows with too many: a part, and the best
+    if count.max() > MOST:                                # of too many only a part, and the best
         few = (place < MOST) | (ids == z.argmax(1)[row])
-        row, ids, enough, floor[count > MOST] = row[few], ids[few], enough & (count <= MOST), -inf
-        place = _places(row, B)[1]
+        row, ids, place = row[few], ids[few], np.minimum(place[few], MOST)
+        enough, floor[count > MOST] = enough & (count <= MOST), -inf
     if rows.p is not None:                                # with top-k it is not used
         qs = [_softmax(rows.z[i], T) if k == ALL else z[i] for i, (T, k) in enumerate(zip(Ts, ks))]
         q = np.concatenate([q[ids[row == i]] for i, q in enumerate(qs)])
@@ -242,6 +242,7 @@ def _stirs(words):
         b = _mix(b ^ a)
     return a, b
 
+# %% ../nbs/14_fused.ipynb #5b0e7a66
 @lru_cache(4)
 def _folded(V):
     "The tokens 0 .. V-1, folded once as `noise._mix` begins."
@@ -335,7 +336,7 @@ def _draw(z, params, key, details):
     rows = _prepare(z.detach(), params, key)
     c = _pick(rows, FEW)
     logprob, kept = _law_of_list(c, details)
-    for i in () if c.sure.all() else np.flatnonzero(~c.sure):
+    for i in np.flatnonzero(~c.sure):
         c.won[i], one, size = _settle(rows, i, c, details)
         if details: logprob[i:i + 1], kept[i:i + 1] = one, size
     ids = torch.from_numpy(c.won)

@@ -233,14 +233,14 @@ def test_group_maxima_cover_the_row():
 
 def test_lucky_tokens_have_the_noise_chapters_bits():
     rng = np.random.default_rng(0)
-    for V in (1, 5, 1024, 100_000):
-        for limit in (0, 2**17, 2**28, 2**32 - 1):
+    for V in (1, 5, 1024, 1_000_000):
+        for limit in (0, V // 3, V // 2 - 1, V // 2, 2**17, 2**28, 2**32 - 1):       # backwards below V / 2
             key = Key(int(rng.integers(0, 2**63)), int(rng.integers(0, 2**32)), 7, 2)
             ids, bits = lucky(V, key.words(), limit)
             every = uniform_bits(key, V)
             assert np.array_equal(bits, every[ids].numpy())
             assert set((every <= limit).nonzero()[:, 0].tolist()) <= set(ids.tolist())
-            assert (bits <= (limit | 0x1ffff)).all()
+            assert (bits <= (limit | 0x1ffff)).all() and np.array_equal(ids, np.unique(ids))
 
 
 def test_noise_bit_for_bit(full):
