@@ -1,22 +1,35 @@
 """The CUDA draw against its peers, from logits to tokens, on a GPU.
 
     python tools/bench_cuda.py             everything; results go to benchmarks/cuda.json
+    python tools/bench_cuda.py --check     first: the tests, compiled on this GPU, and compute-sanitizer on a small run
     python tools/bench_cuda.py --quick     two shapes, nothing recorded
     python tools/bench_cuda.py --dry       the script's logic at toy sizes, no GPU needed, nothing recorded
+
+It saves after every cell and stops after `--minutes` (9): the same command again goes on where it stopped, as long as the GPU,
+torch, Triton and the kernels are the same. The cells that the goals are about come first. Where a machine is lent and lost, keep
+the file of results and put it back before the next command. On one that runs commands of ten minutes:
+
+    python3 tools/bench_cuda.py --check    (nine minutes at the most)
+    python3 tools/bench_cuda.py            (as often as it says that cells are left)
 
 Every peer starts from the same logits and ends with tokens. The peers of one cell take turns in one process, over inputs that
 rotate so that no cache holds them all; the figures are medians over rounds of CUDA events, once as plain launches and once as
 replays of a CUDA graph. `read` is one `amax` over the logits, the least that anything which looks at them must take. Before
-anything is timed, each peer's law is tested.
+anything is timed, each peer's law is tested. FlashInfer and vLLM take part if they can be imported; folders to look in for them
+can be named in PYTHONPATH.
 """
 import argparse
 import datetime
+import hashlib
 import json
 import os
 import platform
+import shutil
 import statistics
+import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,12 +78,35 @@ def plain(B, V, settings, device):
     return lambda logits: draw(logits, Sampler(**settings), Key(1, position=next(calls)), "plain").ids
 
 
-def fused(B, V, settings, device):
-    "The book's form for the CPU, on the device: `draw` under that name."
-    from decoding_book.noise import Key
-    from decoding_book.sampler import Sampler, draw
-    calls = iter(range(10**9))
-    return lambda logits: draw(logits, Sampler(**settings), Key(1, position=next(calls)), "fused").ids
+def two_stage(B, V, settings, device):
+    "The book's design for the CPU, as torch on the device: maxima of groups, few candidates, noise for those alone."
+    import torch
+    T, k, p = tensors(B, settings, device)
+    if k is None and p is None: return lambda logits: race(logits.float() / T)
+    want = min(V, settings.get("top_k", 1024))
+    width = 16 if V >= 64 * want else 1
+    groups = V // width
+
+    def candidates(z):
+        "The `want` best of each row, best first."
+        if width == 1: return z.topk(want, -1)
+        best = z[:, :groups * width].view(B, width, groups).amax(1).topk(want, -1).indices
+        ids = (best[:, None] + groups * torch.arange(width, device=device)[:, None]).flatten(1)
+        ids = torch.cat([ids, torch.arange(groups * width, V, device=device).expand(B, -1)], 1)
+        top = z.gather(1, ids).topk(want, -1)
+        return top.values, ids.gather(1, top.indices)
+
+    def run(logits):
+        z, ids = candidates(logits.float() / T)
+        if p is not None:
+            norm = z.logsumexp(-1) if k is not None else (logits.float() / T).logsumexp(-1)
+            q = (z - norm[:, None]).exp()
+            before = q.cumsum(-1) - q
+            if k is None and ((before[:, -1] + q[:, -1]) < p).any(): return whole(logits)     # a look, and so a wait
+            z = z.masked_fill(before >= p[:, None], -torch.inf)
+        return ids.gather(1, race(z)[:, None])[:, 0]
+    whole = torch_sort(B, V, settings, device)
+    return run
 
 
 def torch_sort(B, V, settings, device):
@@ -114,6 +150,7 @@ def flashinfer(B, V, settings, device):
     def run(logits):
         z = logits.float() / T
         if k is not None and p is not None: return F.top_k_top_p_sampling_from_logits(z, k, p, filter_apply_order="top_k_first")
+        if k is None and p is None and hasattr(F, "sampling_from_logits"): return F.sampling_from_logits(z)
         q = z.softmax(-1)
         if k is not None: return F.top_k_sampling_from_probs(q, k)
         if p is not None: return F.top_p_sampling_from_probs(q, p)
@@ -148,7 +185,7 @@ def vllm(B, V, settings, device):
 def read(B, V, settings, device): return lambda logits: logits.amax(-1)
 
 
-PEERS = {"read": read, "book": book(2), "book, token only": book(1), "book, plain": plain, "book, fused": fused,
+PEERS = {"read": read, "book": book(2), "book, token only": book(1), "book, plain": plain, "book, as on the CPU": two_stage,
          "torch sort": torch_sort, "torch topk": torch_topk, "flashinfer": flashinfer,
          "flashinfer from probabilities": flashinfer_probabilities, "vllm": vllm}
 
@@ -247,8 +284,8 @@ def graphed(run):
     return graph.replay
 
 
-def cell(peers, B, V, kind, dtype, settings, device, rounds, real=None):
-    "Medians of every peer, taking turns."
+def cell(peers, B, V, kind, dtype, settings, device, rounds, real=None, seconds=3.):
+    "Medians of every peer, taking turns: `rounds` of them, or what fits into `seconds`, but five."
     import torch
     gpu, generator = device == "cuda", torch.Generator().manual_seed(1)
     bytes_ = B * V * dtype.itemsize
@@ -270,8 +307,9 @@ def cell(peers, B, V, kind, dtype, settings, device, rounds, real=None):
                 runs[name, "graph"] = graphed(loop)
         except Exception as e: notes[name] = f"{type(e).__name__}: {e}"[:120]
         if gpu: torch.cuda.synchronize()
-    clock, times = Clock(gpu), {key: [] for key in runs}
-    for _ in range(rounds):
+    clock, times, start = Clock(gpu), {key: [] for key in runs}, time.monotonic()
+    for n in range(rounds):
+        if n >= 5 and time.monotonic() - start > seconds: break
         for key, run in runs.items(): times[key].append(clock(run, copies))
     out = {f"{name} ({how})": round(statistics.median(t), 2) for (name, how), t in times.items()}
     spread = {f"{name} ({how})": round(max(t) / min(t), 2) for (name, how), t in times.items()}
@@ -289,52 +327,153 @@ def machine():
 
 
 def plan(args):
-    "The cells: every shape at peaked rows; the other kinds where they tell most."
+    "The cells (filters, B, V, rows, dtype): first those that the goals are about, then every other."
     import torch
-    if args.dry: return [(2, 300, "peaked", torch.float32), (3, 200, "flat", torch.bfloat16)]
-    if args.quick: return [(8, 151_936, "peaked", torch.float32), (128, 151_936, "peaked", torch.float32)]
     both = (torch.float32, torch.bfloat16)
-    return [(B, V, kind, d) for kind in ("peaked", "flat") for V in SIZES for B in BATCHES for d in both] + \
-        [(B, REAL, "real", d) for B in BATCHES for d in both]
+    if args.dry: cells = [(2, 300, "peaked", both[0]), (3, 200, "flat", both[1])]
+    elif args.quick: cells = [(8, 151_936, "peaked", both[0]), (128, 151_936, "peaked", both[0])]
+    else:
+        cells = [(B, 151_936, kind, both[0]) for kind in ("peaked", "flat") for B in (128, 8, 1, 512)]
+        cells += [(B, REAL, "real", d) for B in BATCHES for d in both]
+        cells += [(B, V, kind, d) for d in both for V in SIZES for kind in ("peaked", "flat") for B in BATCHES]
+    return [(label, *c) for c in dict.fromkeys(cells) for label in SETTINGS]
+
+
+def code():
+    "What the figures depend on: a hash of the kernels and of this script."
+    files = ROOT / "decoding_book/cuda.py", Path(__file__)
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
+
+
+def resumed(path, here):
+    "What an earlier run on the same machine, with the same code, has left."
+    try: old = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError): return {}
+    same = [n for n in here if n != "date"]
+    return old if old.get("code") == code() and all(old["machine"].get(n) == here[n] for n in same) else {}
+
+
+def save(path, result):
+    "Write it whole or not at all."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def verdict(cells):
+    "The goals: at most three reads for large batches, 15 µs for small ones, ahead of FlashInfer. Where they are missed."
+    out = {"over three reads": [], "over 15 us": [], "FlashInfer is ahead": [], "cells": len(cells)}
+    for c in cells:
+        us, name = c["us"], "{filters}, {rows}, B={B}, V={V}, {dtype}".format(**c)
+        book, read = us.get("book (graph)"), us.get("read (graph)")
+        if book is None: continue
+        goal = c["V"] == 151_936
+        if goal and c["B"] >= 128 and read and book > 3 * read:
+            out["over three reads"].append(f"{name}: {book / read:.1f}")
+        if goal and c["B"] <= 8 and book > 15: out["over 15 us"].append(f"{name}: {book:.1f}")
+        peer = us.get("flashinfer (graph)", us.get("flashinfer (plain)"))
+        if peer and book > peer: out["FlashInfer is ahead"].append(f"{name}: {book:.1f} against {peer:.1f}")
+    return out
+
+
+# ---------------------------------------------------------------- tests and sanitizer
+
+SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+
+
+def small():
+    "Every kernel, dtype and path once, at small sizes, against the plain form: what the sanitizer watches."
+    import torch
+    from decoding_book import cuda
+    from decoding_book.noise import Key
+    from decoding_book.sampler import Sampler, draw
+    generator, seen = torch.Generator().manual_seed(1), 0
+    for V, dtype in ((7, torch.float32), (1000, torch.bfloat16), (5003, torch.float16)):
+        z = (3 * torch.randn(3, V, generator=generator)).to(dtype)
+        for settings in [*SETTINGS.values(), dict(top_k=600), dict(min_p=.1)]:
+            plain = draw(z, Sampler(**settings), Key(1), "plain").ids
+            asked = cuda.ask(3, "cuda", **settings, key=Key(1))
+            for more in (dict(slices=1), dict(slices=2), dict(slices=1, slots=32), dict(slices=1, task=1)):
+                assert cuda.launch(z.cuda(), asked, **more).ids.cpu().equal(plain), (V, settings, more)
+                seen += 1
+    cuda.measures(z.cuda())
+    print(f"{seen} small draws, each the plain form's tokens")
+
+
+def check_all():
+    "The tests of the kernels, compiled; then each of compute-sanitizer's tools on `small`."
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    failed = []
+    def go(name, limit, command, **more):
+        start = time.monotonic()
+        try: done = subprocess.run(command, cwd=ROOT, env=env | more, timeout=limit, capture_output=True, text=True)
+        except subprocess.TimeoutExpired: done = None
+        said = f"no end in {limit} s" if done is None else (done.stdout + done.stderr).strip()[-1500:]
+        if done is None or done.returncode: failed.append(name)
+        print(f"--- {name}: {'failed' if name in failed else 'passed'}, {time.monotonic() - start:.0f} s\n{said}", flush=True)
+    go("small", 100, [sys.executable, __file__, "--small"])
+    several = ["-n", "8"] if find_spec("xdist") else []                   # they compile much
+    go("tests", 240, [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_cuda.py", *several])
+    tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    if tool is None: print("compute-sanitizer is not on this machine: not run")
+    else:
+        for name in SANITIZERS:                       # no cache of memory, so that a read past the end is one
+            go(name, 60, [tool, "--tool", name, "--error-exitcode", "9", sys.executable, __file__, "--small"],
+               PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two shapes, nothing recorded")
     parser.add_argument("--dry", action="store_true", help="toy sizes, on any machine, nothing recorded")
+    parser.add_argument("--check", action="store_true", help="the tests on this GPU, and compute-sanitizer; no timing")
+    parser.add_argument("--small", action="store_true", help="a small run of every kernel, no timing")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--minutes", type=float, default=25, help="stop after this long, and record what there is")
+    parser.add_argument("--minutes", type=float, default=9, help="stop after this long; the next run goes on from there")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/cuda.json")
     args = parser.parse_args()
+    os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build/triton"))       # kept between commands
+    start = time.monotonic()
     import torch
     gpu = torch.cuda.is_available()
     if not gpu and not args.dry:
         print("bench_cuda: there is no GPU here, so nothing was measured and nothing was recorded "
               "(--dry tries the script itself at toy sizes).")
         return
+    if args.check: check_all()
+    if args.small: return small()
     if not gpu: os.environ["TRITON_INTERPRET"] = "1"
-    device = "cuda" if gpu else "cpu"
+    device, record = "cuda" if gpu else "cpu", not (args.dry or args.quick)
+    old = resumed(args.out, machine()) if record else {}
     peers, missing = who_is_here(device)
     for name, why in missing.items(): print(f"not here: {name}: {why}")
-    checks = {name: check(name, make, device, 100_000 if gpu else 40) for name, make in peers.items() if name != "read"}
+    checks = old.get("law") or {name: check(name, make, device, 100_000 if gpu else 40)
+                                for name, make in peers.items() if name != "read"}
     for name, found in checks.items(): print(json.dumps({name: found}), flush=True)
     wrong = [n for n, c in checks.items() if any(isinstance(v, float) and v < 1e-4 for v in c.values())]
     if wrong: print("the law is wrong for:", ", ".join(wrong))
-    cells, start = [], time.monotonic()
-    real = real_rows() if gpu and not args.quick and not args.dry else None
-    for label, settings in SETTINGS.items():
-        for B, V, kind, dtype in plan(args):
-            if time.monotonic() - start > 60 * args.minutes: break
-            rounds = 1 if args.dry else args.rounds
-            cells.append({"filters": label} | cell(peers, B, V, kind, dtype, settings, device, rounds, real))
-            print(json.dumps(cells[-1]), flush=True)
-            if gpu: torch.cuda.empty_cache()
+    cells, left = old.get("cells", []), []
+    done = {(c["filters"], c["B"], c["V"], c["rows"], c["dtype"]) for c in cells}
+    real = None
+    for label, B, V, kind, dtype in plan(args):
+        if (label, B, V, kind, str(dtype).removeprefix("torch.")) in done: continue
+        if time.monotonic() - start > 60 * args.minutes:
+            left.append(label)
+            continue
+        if kind == "real" and real is None: real = real_rows()
+        rounds = 1 if args.dry else args.rounds
+        cells.append({"filters": label} | cell(peers, B, V, kind, dtype, SETTINGS[label], device, rounds, real))
+        print(json.dumps(cells[-1]), flush=True)
+        if gpu: torch.cuda.empty_cache()
+        result = {"machine": machine(), "code": code(), "settings": SETTINGS, "law": checks, "wrong law": wrong,
+                  "not here": missing, "goals": verdict(cells), "cells": cells} if record else None
+        if record: save(args.out, result)
+    print(json.dumps(verdict(cells), indent=1))
     if args.dry: print("dry run: the times above are of an interpreter at toy sizes and mean nothing")
-    elif not args.quick:
-        result = {"machine": machine(), "settings": SETTINGS, "law": checks, "wrong law": wrong, "not here": missing,
-                  "cells": cells}
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(f"recorded in {args.out}")
+    elif record: print(f"{len(cells)} cells in {args.out}, {len(left)} left: run the same command again" if left else
+                       f"all {len(cells)} cells in {args.out}")
 
 
 if __name__ == "__main__":
