@@ -80,11 +80,12 @@ def _column(name, value, B):
     rule = RULES[name]
     if type(value) not in (int, float, type(None)):
         return np.broadcast_to(per_row(name, value, torch.empty(B, 1), **rule).numpy(), (B, 1))
-    if value is None and "off" not in rule: per_row(name, value, torch.empty(B, 1), **rule)  # raises
+    if value is None and "off" not in rule: per_row(name, value, torch.empty(B, 1), **rule)
     if value is None or value == OFF[name]: return None
     number = _number(name, value, rule["low"], rule.get("high"), "open_low" in rule, "off" in rule)
     return np.array([[number]] * B)
 
+# %% ../nbs/14_fused.ipynb #7c1d0068
 def _columns(B, V, *values):
     "T, k, p, m and line = log m: columns (B, 1), each None where it is off."
     T, k, p, m = (_column(name, value, B) for name, value in zip(ORDER, values))
@@ -94,6 +95,7 @@ def _columns(B, V, *values):
 
 _columns_of_numbers = lru_cache(64, typed=True)(_columns)            # asked for at every step
 
+# %% ../nbs/14_fused.ipynb #7c1d0069
 def _words(key, B):
     "The key's five words, each an int or int64 (B, 1)."
     row = key.row if key.row is not None else np.arange(B)[:, None] if B > 1 else 0
@@ -102,6 +104,7 @@ def _words(key, B):
         return [key.seed, 0, row, key.position, key.draw]
     return [w if isinstance(w, int) else np.broadcast_to(w.numpy(), (B, 1)) for w in key.words(B)]
 
+# %% ../nbs/14_fused.ipynb #7c1d006a
 class _Rows(SimpleNamespace):
     "What is to be drawn: z (B, V), the columns T, k, p, m and line = log m, and the key's words."
     def row(self, i):
@@ -110,6 +113,20 @@ class _Rows(SimpleNamespace):
         return _Rows(words=[cut(w) for w in self.words], **parts)
 
 # %% ../nbs/14_fused.ipynb #f64294b0
+def _divided(rows):
+    "Temperature first, for rows that overflow or have an extreme T."
+    rows.z, rows.T = temperature(rows.z, rows.T[:, 0]), np.ones_like(rows.T)
+    return rows
+
+# %% ../nbs/14_fused.ipynb #7c1d006d
+def _is_tame(z, T):
+    "Whether no finite logit overflows when divided by the least T."
+    if T >= 1: return True
+    least = z.min()
+    if least == -inf: least = np.where(z > -inf, z, 0).min()
+    return -least < 1e38 * T
+
+# %% ../nbs/14_fused.ipynb #7c1d006e
 def _prepare(z, params, key):
     "The request as `_Rows`."
     values = [getattr(params, name) for name in ORDER]
@@ -120,23 +137,7 @@ def _prepare(z, params, key):
     rows.T = rows.T.astype(z.numpy().dtype)
     return rows
 
-def _divided(rows):
-    "Temperature first, for rows that overflow or have an extreme T."
-    rows.z, rows.T = temperature(rows.z, rows.T[:, 0]), np.ones_like(rows.T)
-    return rows
-
-def _is_tame(z, T):
-    "Whether no finite logit overflows when divided by the least T."
-    if T >= 1: return True
-    least = z.min()
-    if least == -inf: least = np.where(z > -inf, z, 0).min()
-    return -least < 1e38 * T
-
 # %% ../nbs/14_fused.ipynb #7362c44e
-def _softmax(z, T):
-    "Probabilities of z (..., V) at T, as the plain chain has them, bit for bit."
-    return (z if np.all(T == 1) else z / torch.as_tensor(T, dtype=z.dtype)).softmax(-1).numpy()
-
 def _places(row, B):
     "How many candidates each row has (B,), and each one's place among those of its row (m,)."
     count = np.bincount(row, minlength=B)
@@ -149,7 +150,11 @@ def _rectangle(row, place, values, B, fill):
     out[row, place] = values
     return out
 
-# %% ../nbs/14_fused.ipynb #5b0e7a61
+# %% ../nbs/14_fused.ipynb #7c2d006d
+def _softmax(z, T):
+    "Probabilities of z (..., V) at T, as the plain chain has them, bit for bit."
+    return (z if np.all(T == 1) else z / torch.as_tensor(T, dtype=z.dtype)).softmax(-1).numpy()
+
 def _everyone(rows):
     "`_gather` for a small vocabulary: all tokens are candidates."
     check_logits(rows.z)
@@ -159,6 +164,7 @@ def _everyone(rows):
     best = z.max(1, keepdims=True)
     return np.arange(V) + np.zeros((B, 1), int), z, q, best - inf, best, np.full(B, True)
 
+# %% ../nbs/14_fused.ipynb #5b0e7a61
 def _gather(rows, n):
     "Candidates: ids, logits, probabilities (B, m); floor, best (B, 1); whether all fit (B,)."
     z, (B, V), Ts, q = rows.z.numpy(), rows.z.shape, rows.T[:, 0].tolist(), None
@@ -182,6 +188,22 @@ def _gather(rows, n):
 
 
 # %% ../nbs/14_fused.ipynb #10973015
+def _nucleus(rows, d, keep, q):
+    "Top-p of candidates in rank order: kept, and 1 where they hold p, -1 where rounding decides."
+    q = np.where(keep, q, 0)
+    if rows.k is not None:                                # mass among the survivors of top-k
+        e = np.where(keep, np.exp(d), 0)
+        q = np.where(rows.k < ALL, e / e.sum(1, keepdims=True), q)
+    mass = q.cumsum(1, dtype=np.float64)
+    before = np.zeros_like(mass)
+    before[:, 1:] = mass[:, :-1]
+    held = (rows.p < 1) & (mass[:, -1:] >= rows.p)
+    if rows.k is not None:
+        near = (np.abs(before - rows.p) < 1e-5).any(1, keepdims=True)
+        held = np.where((rows.k < ALL) & (rows.p < 1) & near, -1, held)
+    return keep & ((before < rows.p) | (rows.p >= 1)), held
+
+# %% ../nbs/14_fused.ipynb #7c1d0072
 def _filter(rows, n):
     "Candidates in rank order, filtered: ids, logits less the best, kept, sure (B, 1), gap (B, 1)."
     ids, logits, q, floor, best, enough = _gather(rows, n)
@@ -201,21 +223,7 @@ def _filter(rows, n):
         keep, sure = keep & (d >= rows.line), sure | (gap < rows.line)
     return SimpleNamespace(ids=ids, d=d, keep=keep, sure=sure[:, 0] & enough, gap=gap, best=best)
 
-def _nucleus(rows, d, keep, q):
-    "Top-p of candidates in rank order: kept, and 1 where they hold p, -1 where rounding decides."
-    q = np.where(keep, q, 0)
-    if rows.k is not None:                                # mass among the survivors of top-k
-        e = np.where(keep, np.exp(d), 0)
-        q = np.where(rows.k < ALL, e / e.sum(1, keepdims=True), q)
-    mass = q.cumsum(1, dtype=np.float64)
-    before = np.zeros_like(mass)
-    before[:, 1:] = mass[:, :-1]
-    held = (rows.p < 1) & (mass[:, -1:] >= rows.p)
-    if rows.k is not None:
-        near = (np.abs(before - rows.p) < 1e-5).any(1, keepdims=True)
-        held = np.where((rows.k < ALL) & (rows.p < 1) & near, -1, held)
-    return keep & ((before < rows.p) | (rows.p >= 1)), held
-
+# %% ../nbs/14_fused.ipynb #7c1d0073
 def _pick(rows, n):
     "The best of the candidates under the key's noise, with its score, and what `_filter` found."
     c = _filter(rows, n)
@@ -224,15 +232,8 @@ def _pick(rows, n):
     c.won = np.where(score == c.top, c.ids, ALL).min(1)
     return c
 
-# %% ../nbs/14_fused.ipynb #b0970097
+# %% ../nbs/14_fused.ipynb #7c2d0068
 _MULTIPLIERS = 0x21f0aaad, 0x735a2d97                     # of `noise._mix`
-_INVERSES = [np.uint32(pow(m, -1, 2**32)) for m in _MULTIPLIERS]
-
-def _unmix(x):
-    "`noise._mix` backwards: uint32 to uint32."
-    x = (x ^ x >> 15 ^ x >> 30) * _INVERSES[1]
-    x = (x ^ x >> 15 ^ x >> 30) * _INVERSES[0]
-    return x ^ x >> 16
 
 def _stirs(words):
     "The two numbers that `noise.hash_bits` makes of a key's words."
@@ -242,7 +243,7 @@ def _stirs(words):
         b = _mix(b ^ a)
     return a, b
 
-# %% ../nbs/14_fused.ipynb #5b0e7a66
+# %% ../nbs/14_fused.ipynb #7c2d0069
 @lru_cache(4)
 def _folded(V):
     "The tokens 0 .. V-1, folded once as `noise._mix` begins."
@@ -261,6 +262,16 @@ def _lucky_forwards(V, a, b, limit):
     bits = x[ids].astype(np.int64)
     return ids, bits ^ bits >> 15
 
+# %% ../nbs/14_fused.ipynb #b0970097
+_INVERSES = [np.uint32(pow(m, -1, 2**32)) for m in _MULTIPLIERS]
+
+def _unmix(x):
+    "`noise._mix` backwards: uint32 to uint32."
+    x = (x ^ x >> 15 ^ x >> 30) * _INVERSES[1]
+    x = (x ^ x >> 15 ^ x >> 30) * _INVERSES[0]
+    return x ^ x >> 16
+
+# %% ../nbs/14_fused.ipynb #7c2d006c
 def _lucky_backwards(V, a, b, limit):
     "Which token has bits 0, which has 1, and so on."
     tokens = _unmix(_unmix(np.arange(limit + 1, dtype=np.uint32)) ^ np.uint32(b)) ^ np.uint32(a)
@@ -269,6 +280,7 @@ def _lucky_backwards(V, a, b, limit):
     order = ids.argsort()
     return ids[order], bits[order]
 
+# %% ../nbs/14_fused.ipynb #5b0e7a66
 def lucky(
     V,      # how many tokens
     words,  # a key's five words, ints
@@ -279,21 +291,11 @@ def lucky(
     return find(V, *_stirs(words), limit)
 
 # %% ../nbs/14_fused.ipynb #425e8490
-def _race(rows, c):
-    "The token of one row that its candidates `c` cannot settle, or None where rounding decides."
-    z, T, M = rows.z[0].numpy(), rows.T[0], c.top.item()
-    words = [w if isinstance(w, int) else w.item() for w in rows.words]
-    need = min(max(M - c.gap.item() - 1e-4, -4.), 40.)    # noise that a token outside needs
-    ids, bits = lucky(len(z), words, min(int(-expm1(-exp(-need)) * 2**32) + 2, 2**32 - 1))
-    score = z[ids] / T - c.best[0] + _gumbel(bits)
-    ids, score = np.append(ids, c.won), np.append(score, c.top[0])
-    if rows.p is None and rows.m is None: return ids[score == score.max()].min()
-    return _first_kept(rows, ids, score, c.best.item())
-
 def _mass_before(q, s, i):
     "What ranks strictly before token i: larger logits, and equal ones with a lower id."
     return (q * (s > s[i])).sum() + q[i] * np.count_nonzero(s[:i] == s[i])
 
+# %% ../nbs/14_fused.ipynb #7c1d0077
 def _first_kept(rows, ids, score, best):
     "The first in the order of scores that the filters keep."
     p = 1. if rows.p is None else rows.p.item()
@@ -309,6 +311,18 @@ def _first_kept(rows, ids, score, best):
         if before < p: return i
         value, lowest = s[i], i
     return None
+
+# %% ../nbs/14_fused.ipynb #7c1d0078
+def _race(rows, c):
+    "The token of one row that its candidates `c` cannot settle, or None where rounding decides."
+    z, T, M = rows.z[0].numpy(), rows.T[0], c.top.item()
+    words = [w if isinstance(w, int) else w.item() for w in rows.words]
+    need = min(max(M - c.gap.item() - 1e-4, -4.), 40.)    # noise that a token outside needs
+    ids, bits = lucky(len(z), words, min(int(-expm1(-exp(-need)) * 2**32) + 2, 2**32 - 1))
+    score = z[ids] / T - c.best[0] + _gumbel(bits)
+    ids, score = np.append(ids, c.won), np.append(score, c.top[0])
+    if rows.p is None and rows.m is None: return ids[score == score.max()].min()
+    return _first_kept(rows, ids, score, c.best.item())
 
 # %% ../nbs/14_fused.ipynb #fe1498a5
 def _plain(rows, i):
