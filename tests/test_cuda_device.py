@@ -131,16 +131,21 @@ def test_a_sampler_in_the_loop_waits_for_nothing(gpu):
         Sampler(temperature=[1., 2.])(Prediction(OnGPU(z)), place(5))
 
 
+class TwoIds:
+    vocab_size = 60
+    def encode(text): return [7, 9]
+
+
 @pytest.mark.parametrize("config", [EntropixConfig(), PublishedConfig(), EntropixConfig(low_ent_thresh=0, high_ent_thresh=99)])
-@pytest.mark.parametrize("clarify", [None])
+@pytest.mark.parametrize("clarify", [None, 7, "two ids"])
 def test_the_policy_waits_for_nothing(gpu, config, clarify):
     "Measures, decision and draw for a batch: the tokens and branches are those of the CPU."
     z = torch.cat([rows(1, seed=3), rows(2) * .1])
     scores, mask = torch.randn(3, 2, 3, 7, generator=torch.Generator().manual_seed(3)), torch.ones(3, 7, dtype=torch.bool)
     for attention in (False, True):
-        policy = EntropySampler(config, seed=3, attention=attention, clarify=clarify)
-        plain = policy(Prediction(z, attention=scores, key_mask=mask), place(3, bare))
-        with gpu: found = policy(Prediction(OnGPU(z), attention=OnGPU(scores), key_mask=OnGPU(mask)), place(3))
+        one, other = (EntropySampler(config, seed=3, attention=attention, clarify=clarify, tokenizer=TwoIds) for _ in "ab")
+        plain = one(Prediction(z, attention=scores, key_mask=mask), place(3, bare))
+        with gpu: found = other(Prediction(OnGPU(z), attention=OnGPU(scores), key_mask=OnGPU(mask)), place(3))
         assert bare(found.ids).equal(plain.ids) and bare(found.branch).equal(plain.branch)
 
 

@@ -230,11 +230,11 @@ def check(name, make, device, draws):
         ids = run(given.to(device).expand(draws, -1).contiguous()).long().cpu()
         q = Sampler(**settings).distribution(z.double())
         out[label] = round(pooled_chi2(ids.bincount(minlength=64), q), 6)
-    run = make(200, 3, dict(temperature=1., top_k=2), device)
+    run = make(n := min(draws, 200), 3, dict(temperature=1., top_k=2), device)
     if run:
         tied = torch.tensor([.4, .3, .3])
         given = tied if "probabilities" in name else tied.log()
-        out["tie kept"] = sorted(set(run(given.to(device).expand(200, -1).contiguous()).tolist()))
+        out["tie kept"] = sorted(set(run(given.to(device).expand(n, -1).contiguous()).tolist()))
     return out
 
 
@@ -449,7 +449,7 @@ def main():
     old = resumed(args.out, machine()) if record else {}
     peers, missing = who_is_here(device)
     for name, why in missing.items(): print(f"not here: {name}: {why}")
-    checks = old.get("law") or {name: check(name, make, device, 100_000 if gpu else 40)
+    checks = old.get("law") or {name: check(name, make, device, 100_000 if gpu else 8)
                                 for name, make in peers.items() if name != "read"}
     for name, found in checks.items(): print(json.dumps({name: found}), flush=True)
     wrong = [n for n, c in checks.items() if any(isinstance(v, float) and v < 1e-4 for v in c.values())]

@@ -28,7 +28,7 @@ SMOLLM = "tests/test_smollm.py -k "  # the file takes minutes: for each break it
 SEARCH, BEAM, SHOW, TOY = (f"tests/test_{name}.py" for name in ("search", "beam", "show", "toy"))
 TREES = SEARCH + " -k 'tree or boxes or names or paths'"
 ENTROPY, ENTROPIX = "tests/test_entropy.py -k 'not smollm'", "tests/test_entropix.py -k 'not real_model'"
-CUDA = "tests/test_cuda.py -k "
+CUDA, ON_GPU = "tests/test_cuda.py -k ", "tests/test_cuda_device.py -k "
 MUTATIONS = [
     ("loop", "logits.argmax(-1)", "logits.argmin(-1)", LOOP, "greedy takes the worst token"),
     ("loop", "ids[i, -len(r):], mask[i, -len(r):]", "ids[i, :len(r)], mask[i, :len(r)]", LOOP,
@@ -353,6 +353,19 @@ MUTATIONS = [
      "held = t.clamp(limits.smallest_normal, limits.max).where(t != 0, 1.)\n    k = k.where(fine, 1).long().clamp(max=2**31 - 1)",
      CUDA + "greedy", "temperature 0 draws"),
     ("cuda", ">= goal:", "> 2 * goal:", CUDA + "token_only_is_verified", "a proposal outside the nucleus passes"),
+    ("cuda", "return torch.full((B,), value, device=device)", "return torch.full((B,), value).to(device)",
+     ON_GPU + "draw_waits", "a number is copied to the GPU, and waited for"),
+    ("cuda", "fine = (t >= 0)", "bool(t.min() < 0)\n    fine = (t >= 0)", ON_GPU + "draw_waits", "parameters are looked at"),
+    ("cuda", "fine &= (k >= 0) & (k.double().frac() == 0)", "fine &= k >= 0", ON_GPU + "impossible", "k = 2.5 draws"),
+    ("cuda", "(m >= 0) & (m <= 1)", "(m >= 0)", ON_GPU + "impossible", "min-p of 1.5 draws"),
+    ("cuda", "there[\"row\"] = torch.arange(B, device=device)", "there[\"row\"] = torch.arange(B).to(device)", ON_GPU + "draw_waits",
+     "the rows' numbers are copied to the GPU"),
+    ("sampler", "if rows.is_cuda: return _take_on_gpu(name, value, rows)", "pass", ON_GPU + "sampler_in_the_loop",
+     "parameters by row make the sampler wait"),
+    ("sampler", "if context.row.is_cuda or not", "if not", ON_GPU + "sampler_in_the_loop", "the sampler asks whether the step is the first"),
+    ("sampler", "if not _on_gpu(value): per_row", "per_row", ON_GPU + "that_are_on", "parameters on the GPU are looked at"),
+    ("sampler", "gone = gone or getattr(form, \"missing\", None)", "pass", CUDA + "without_triton_everything",
+     "nobody says that Triton is missing"),
     ("fused", "(abs(x) * 2**-22 + 1e-37)", "0", "tests/test_fused.py -k 'division or contenders'", "the floor is not lowered"),
     ("fused", "* (V - 16 * G) + _STEPS", "* (V - 16 * G) + _STEPS[1:]",
      "tests/test_fused.py -k contenders", "a group's first token is not looked at"),
