@@ -32,7 +32,8 @@ PARTS = ["nbs", "decoding_book", "benchmarks", "tools", "tests/oracle",
 LONG = ["07_beam", "17_cuda", "15_entropy", "04_smollm", "06_greedy", "13_sampler", "16_entropix", "14_fused",
         "05_exhaustive", "03_transformer", "01_loop", "B_benchmarks"]
 # What a warm process has loaded: the libraries, and nothing of the book.
-LIBRARIES = ["torch", "matplotlib.figure", "ipykernel.kernelapp", "ipykernel.ipkernel"]
+LIBRARIES = ["torch", "matplotlib.figure", "ipykernel.kernelapp", "ipykernel.ipkernel",
+             "nbformat", "nbclient", "jupyter_client.provisioning"]  # these for this script itself
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -103,7 +104,8 @@ def warm_up(
 ):
     "Start the process that the kernels are forked from."
     os.environ.update(env, MPLBACKEND="module://matplotlib_inline.backend_inline")
-    multiprocessing.set_forkserver_preload(["__main__", *LIBRARIES])
+    sys.warnoptions.append("ignore:resource_tracker")  # a bar's lock outlives its kernel, no more
+    multiprocessing.set_forkserver_preload(LIBRARIES)
     multiprocessing.get_context("forkserver").Process(target=int).start()
 
 
