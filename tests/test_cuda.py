@@ -335,7 +335,7 @@ HIDE = "import sys\nsys.modules['triton'] = None\n"
 
 def without(code, *args):
     "What a process says in which Triton cannot be imported."
-    done = subprocess.run([sys.executable, "-c", HIDE + code, *map(str, args)], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", HIDE + code, *map(str, args)], capture_output=True, text=True)
     return done.stdout + done.stderr
 
 

@@ -175,6 +175,9 @@ def test_the_loop_on_a_gpu(gpu, choose, record):
     for line in gpu.waits: assert line.startswith(("loop.py", "transformer.py", "outside")), line
     each = [n for line, n in gpu.waits.items() if line.startswith("loop.py") and "_choose" in line]
     assert each == [len(plain.steps)] * 3, gpu.waits                      # its three checks
+    often = {line: n for line, n in gpu.waits.items() if line.startswith(("loop.py, _stream", "loop.py, _choose"))
+             and n >= len(plain.steps) and "[keep]" not in line}            # that line runs when a row ends
+    assert sum(often.values()) <= 7 * len(plain.steps), often
     record("cuda_waits_of_the_loop", {line: n for line, n in gpu.waits.items() if n >= len(plain.steps)})
 
 
