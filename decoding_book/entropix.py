@@ -38,6 +38,7 @@ class Decision:
     top_k: torch.Tensor        # int64
     min_p: torch.Tensor
 
+# %% ../nbs/16_entropix.ipynb #519b0cef
 def first_branch(
     *corners,  # four masks (B,) bool: LELV, HELV, LEHV, HEHV
 ):             # (B,) int64
@@ -48,6 +49,7 @@ def first_branch(
 # %% ../nbs/16_entropix.ipynb #3ebb4ef5
 ONE, ENT, VENT, A_ENT, A_VENT, AGREE, STRENGTH = torch.eye(7, dtype=torch.float64)
 
+# %% ../nbs/16_entropix.ipynb #537e3350
 def rule(formula, low=-math.inf, high=math.inf):
     "A formula of the measures, or a constant, and the bounds of its value: nine numbers."
     weights = formula if torch.is_tensor(formula) else formula * ONE
@@ -97,6 +99,7 @@ def check_number(name, value, low, high, integer):
     if not low <= value <= high or not math.isfinite(value):
         raise ValueError(f"{name}: {value} is outside [{low:g}, {high:g}]")
 
+# %% ../nbs/16_entropix.ipynb #d71971ae
 def check_config(config):
     "Refuse settings that make no sense, by the field's name."
     own = vars(config)
@@ -167,6 +170,7 @@ def published_rules(c, device):
          rule(c.min_p * (ONE - c.ada_min_p * (ENT + VENT)), .01, .5)))
     return send(torch.stack([torch.stack(rows) for rows in branches]), device)
 
+# %% ../nbs/16_entropix.ipynb #52dc6215
 def send(x, device):
     "A constant where it is needed; the way to a GPU does not wait."
     return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
@@ -220,6 +224,7 @@ class EntropixConfig:
 
     def decide(self, found, asked): return decide_repaired(self, found, asked)
 
+# %% ../nbs/16_entropix.ipynb #b2829663
 def check_lists(typical, off):
     "The settings that are not numbers."
     if len(typical) != 6: raise ValueError(f"typical: {typical!r} does not hold six numbers")
@@ -255,8 +260,11 @@ def repaired_rules(c, device):
 
 # %% ../nbs/16_entropix.ipynb #0c344db2
 @lru_cache(maxsize=64)
-def typical_of(c, device): return send(torch.tensor(c.typical, dtype=torch.float64), device)
+def typical_of(c, device):
+    "The typical values where they are needed, (6,)."
+    return send(torch.tensor(c.typical, dtype=torch.float64), device)
 
+# %% ../nbs/16_entropix.ipynb #d711feb3
 def decide_repaired(c, found, asked):
     "The five branches, in units that fit."
     x = six(found, "agreement", c.typical[2:])
@@ -379,6 +387,7 @@ def just_asked(
     new = context.lengths - context.prompt_lengths >= n
     return torch.stack([*said, new]).all(0)
 
+# %% ../nbs/16_entropix.ipynb #f7855040
 def speak(
     clarify,   # ids of the clarifying token
     ids,       # (B,) what was drawn
