@@ -76,3 +76,48 @@ def test_small_and_strided(arch):
     "A launch folds arguments that are 1 into the code: one row, one token; or a stride between tokens."
     small = dict(SIZES, SLOTS=16, BLOCK=16, CHUNK=16, WIDE=16, kernel="draw_kernel", arch=arch, TASK=2)
     assert len(compiled([dict(small, dtype="bf16", B=1, V=1, across=1, step=1), dict(small, dtype="fp32")])) == 2
+
+
+# The kernels of the chapter itself, with the types it gives them. `look` takes a function as an argument.
+F32, I32, I64, F64 = "*fp32", "*i32", "*i64", "*fp64"
+SHOWN = [("look", dict(x=F32, out=I32), dict(F="rank_key", N=8)), ("look", dict(x=I64, out=I64), dict(F="stir32", N=4)),
+         ("show_scan", dict(z=F32, peaks=F32, part=F64), dict(BLOCK=8, CHUNK=4)),
+         ("first_max", dict(z=F32, out=I64), dict(BLOCK=256)),
+         ("largest", dict(z=F32, out=F32), dict(BLOCK=256)), ("log_sum", dict(z=F32, out=F32), dict(BLOCK=256)),
+         ("show_moments", dict(z=F32, out=F64), dict(BLOCK=256)), ("show_scaled", dict(z=F32, t=F32, out=F32), dict(N=8192)),
+         ("show_noise", dict(names=I64, out=F32), dict(GUMBEL=True, BLOCK=4096)),
+         ("show_race", dict(z=F32, names=I64, out=I64), dict(BLOCK=64)),
+         ("show_peaks", dict(z=F32, peaks=F32, bad=F32), dict(CHUNK=4, ROWS=2)),
+         ("show_cut", dict(z=F32, tops=F32, targets=F64, values=F32, ids=I32), dict(MASS=True, WIDE=512)),
+         ("show_pick", dict(z=F32, tops=F32, totals=F64, ks=I64, ps=F64, names=I64, out=I64), dict(TASK=2))]
+CHAPTER = '''
+import json, sys
+import chapter, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+for name, types, constants in json.loads(sys.argv[1]):
+    fn = getattr(chapter, name)
+    if "F" in constants: constants["F"] = getattr(chapter, constants["F"])
+    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in fn.arg_names}
+    fixed = {(fn.arg_names.index(n),): v for n, v in constants.items()}
+    done = triton.compile(ASTSource(fn=fn, signature=signature, constexprs=fixed), target=GPUTarget("cuda", 90, 32))
+    assert len(done.asm["cubin"]) > 1000
+    print(name)
+'''
+
+
+@needs_triton
+def test_the_kernels_that_the_chapter_shows(tmp_path, full):
+    "Those that only the page uses: four of them, and with `--full` all. None is left out of the table."
+    cells = ["".join(c["source"]) for c in json.loads((ROOT / "nbs/17_cuda.ipynb").read_text())["cells"]
+             if c["cell_type"] == "code"]
+    kernels = [s.split("\ncheck_")[0] for s in cells if s.startswith("@jit")]
+    names = {line.split("(")[0][4:] for s in kernels for line in s.splitlines() if line.startswith("def ")}
+    assert names == {name for name, *_ in SHOWN} | {"stir32"}
+    text = "import triton, triton.language as tl\nfrom decoding_book.cuda import *\n\n\n" + "\n\n\n".join(kernels)
+    (tmp_path / "chapter.py").write_text(text)
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(ROOT), env.get("PYTHONPATH", "")])
+    rows = SHOWN if full else SHOWN[:4]
+    done = subprocess.run([sys.executable, "-c", CHAPTER, json.dumps(rows)], capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert done.stdout.split() == [name for name, *_ in rows], done.stderr[-3000:]
