@@ -156,6 +156,16 @@ def test_division_makes_ties():
             compare(z, dict(temperature=T, top_p=.0025), Key(1))
 
 
+def test_logits_that_overflow(paths):
+    "A row that T would make infinite is divided as the plain chain does it; a removed token is no reason to."
+    z = 1e34 * torch.randn(6, 3000, generator=torch.Generator().manual_seed(1))
+    for params in (dict(top_k=20), dict(top_p=.9), dict(min_p=.1), {}): compare(z, dict(temperature=1e-5, **params), Key(0))
+    assert paths["_divided"] >= 8
+    before = paths["_divided"]
+    compare(torch.randn(4, 3000).index_fill(1, torch.arange(9), -INF), dict(temperature=.5, top_k=20), Key(0))
+    assert paths["_divided"] == before
+
+
 def test_equal_scores_go_to_the_lower_id(monkeypatch):
     "With the noise switched off every token of the best logit has the same score."
     monkeypatch.setattr(fused, "_gumbel", lambda bits: np.zeros(bits.shape, np.float32))
@@ -214,7 +224,8 @@ def test_contenders_of_a_batch(V):
     "Each row has its own floor; what stands in it does not depend on the others."
     rng, n = np.random.default_rng(V), [1, 50, 1000, 64, 7, 300]
     z = torch.cat([rows(rng, kind, 1, V) for kind in ("wide", "flat", "tied", "masked", "equal", "steps")])
-    for part in (slice(0, 6), slice(0, 4), slice(0, 2)):           # with and without rows that are all alike
+    z[:, -1] = 20 + torch.arange(6)                                # in the rest that fills no block
+    for part in (slice(0, 6), slice(0, 4), slice(0, 2)):           # the last has groups of 16, if V allows
         of, ids, floor, top = contenders(z[part], n[part])
         for i, row in enumerate(z[part]):
             nth = row.sort(descending=True).values[n[i] - 1].item()
