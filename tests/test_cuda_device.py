@@ -142,8 +142,9 @@ def test_the_policy_waits_for_nothing(gpu, config, clarify):
     "Measures, decision and draw for a batch: the tokens and branches are those of the CPU."
     z = torch.cat([rows(1, seed=3), rows(2) * .1])
     scores, mask = torch.randn(3, 2, 3, 7, generator=torch.Generator().manual_seed(3)), torch.ones(3, 7, dtype=torch.bool)
-    for attention in (False, True):
-        one, other = (EntropySampler(config, seed=3, attention=attention, clarify=clarify, tokenizer=TwoIds) for _ in "ab")
+    for attention, layers in ((False, None), (True, None), (True, [1])):
+        one, other = (EntropySampler(config, seed=3, attention=attention, layers=layers, clarify=clarify, tokenizer=TwoIds)
+                      for _ in "ab")
         plain = one(Prediction(z, attention=scores, key_mask=mask), place(3, bare))
         with gpu: found = other(Prediction(OnGPU(z), attention=OnGPU(scores), key_mask=OnGPU(mask)), place(3))
         assert bare(found.ids).equal(plain.ids) and bare(found.branch).equal(plain.branch)
