@@ -102,7 +102,8 @@ def measure(
     found = measures(prediction.logits)
     if prediction.attention is None: return Measures(*found)
     scores, mask = prediction.attention, prediction.key_mask
-    if layers is not None: scores = torch.stack([scores[:, i] for i in layers], 1)
+    if isinstance(layers, slice): scores = scores[:, layers]
+    elif layers is not None: scores = torch.stack([scores[:, i] for i in layers], 1)
     by_layer = attention_measures(scores, None if mask is None else mask[:, None])
     return Measures(*found, *torch.stack(list(vars(by_layer).values())).mean(-1))
 

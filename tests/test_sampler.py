@@ -91,7 +91,7 @@ def ours(values, **more):
 
 
 def test_against_transformers(full, record):
-    rng, n, tied, sizes = np.random.default_rng(0), 20_000 if full else 1500, 0, Counter()
+    rng, n, tied, sizes = np.random.default_rng(0), 20_000 if full else 600, 0, Counter()
     for i in range(n):
         ties = i % 4 == 3
         z, ids, values = random_case(rng, i, ties)
