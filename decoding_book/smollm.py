@@ -85,9 +85,10 @@ def dequantise(
     if kind == 0: return data.clone().view(torch.float32).view(shape)
     if kind == 8:
         step = blocks[:, :2].view(torch.float16).float()
-        return (blocks[:, 2:].view(torch.int8) * step).view(shape)
+        return blocks[:, 2:].view(torch.int8).float().mul_(step).view(shape)
     step, least = blocks[:, :4].view(torch.float16).float().split(1, 1)
-    return (torch.cat([blocks[:, 4:] & 15, blocks[:, 4:] >> 4], 1) * step + least).view(shape)
+    numbers = torch.cat([blocks[:, 4:] & 15, blocks[:, 4:] >> 4], 1).float()
+    return numbers.mul_(step).add_(least).view(shape)
 
 # %% ../nbs/04_smollm.ipynb #9df4693f
 def read_tokenizer(
@@ -283,7 +284,7 @@ def load(path, dtype, device):
     config = read_config(path, meta, tensors)
     def get(*names):
         parts = [dequantise(*tensors[name + ".weight"]) for name in names]
-        return torch.cat(parts).to(device, dtype)
+        return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(device, dtype)
     layers = [SimpleNamespace(
         attn_norm=get(f"{i}.attn_norm"), ffn_norm=get(f"{i}.ffn_norm"),
         qkv=lay(get(f"{i}.attn_q", f"{i}.attn_k", f"{i}.attn_v")), out=lay(get(f"{i}.attn_output")),
