@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .loop import Draw
-from .noise import Key, _mix, hash_bits
+from .noise import Key, _MULTIPLIERS, _mix, _stir
 from .sampler import OFF, ORDER, RULES, Sampler, draw_plain, is_ours
 from .temperature import _number, check_logits, per_row, temperature
 
@@ -71,6 +71,11 @@ def _gumbel(bits):
     v = np.minimum((bits.astype(np.float32) + .5) * 2**-32, np.float32(1 - 2**-24))
     e = torch.from_numpy(-v).log1p_().neg_()
     return e.log_().neg_().numpy()
+
+def _noise(ids, words):
+    "The noise of some tokens under a key's words; 32-bit integers wrap by themselves."
+    a, b = (np.asarray(x, np.uint32) for x in _stir(words))
+    return _gumbel(_mix(_mix(ids.astype(np.uint32) ^ a) ^ b))
 
 # %% ../nbs/14_fused.ipynb #ab750bf1
 ALL = 2**62                                               # the k that cuts nothing
@@ -227,21 +232,10 @@ def _filter(rows, n):
 def _pick(rows, n):
     "The best of the candidates under the key's noise, with its score, and what `_filter` found."
     c = _filter(rows, n)
-    score = np.where(c.keep, c.d + _gumbel(hash_bits(c.ids, *rows.words)), -inf)
+    score = np.where(c.keep, c.d + _noise(c.ids, rows.words), -inf)
     c.top = score.max(1, keepdims=True)
     c.won = np.where(score == c.top, c.ids, ALL).min(1)
     return c
-
-# %% ../nbs/14_fused.ipynb #7c2d0068
-_MULTIPLIERS = 0x21f0aaad, 0x735a2d97                     # of `noise._mix`
-
-def _stirs(words):
-    "The two numbers that `noise.hash_bits` makes of a key's words."
-    a, b = 0x243f6a88, 0x85a308d3
-    for w in words:
-        a = _mix(a ^ w)
-        b = _mix(b ^ a)
-    return a, b
 
 # %% ../nbs/14_fused.ipynb #7c2d0069
 @lru_cache(4)
@@ -288,7 +282,7 @@ def lucky(
 ):          # ids (m,), rising, and their bits, int64
     "All tokens whose bits are at most `limit`, and some that are not much above."
     find = _lucky_backwards if limit < V // 2 else _lucky_forwards
-    return find(V, *_stirs(words), limit)
+    return find(V, *_stir(words), limit)
 
 # %% ../nbs/14_fused.ipynb #425e8490
 def _mass_before(q, s, i):

@@ -73,22 +73,29 @@ class Key:
         return [parts[0] & 0xffffffff, parts[0] >> 32 & 0xffffffff, *parts[1:]]
 
 # %% ../nbs/08_noise.ipynb #20441bca
+_MULTIPLIERS = 0x21f0aaad, 0x735a2d97
+
 def _mix(x):
     "32 bits stirred: a bijection whose every output bit depends on every input bit."
-    x = (x ^ x >> 16) * 0x21f0aaad & 0xffffffff
-    x = (x ^ x >> 15) * 0x735a2d97 & 0xffffffff
+    x = (x ^ x >> 16) * _MULTIPLIERS[0] & 0xffffffff
+    x = (x ^ x >> 15) * _MULTIPLIERS[1] & 0xffffffff
     return x ^ x >> 15
 
 # %% ../nbs/08_noise.ipynb #cb3a05ae
+def _stir(words):
+    "The two halves that the words of a key become."
+    a, b = 0x243f6a88, 0x85a308d3                  # the first digits of pi
+    for w in words:
+        a = _mix(a ^ w)
+        b = _mix(b ^ a)
+    return a, b
+
 def hash_bits(
     token,   # below 2^32: a Python int, or int64 in a NumPy array or a torch tensor
     *words,  # the words of a key, likewise; they broadcast against `token`
 ):           # integers below 2^32
     "32 bits for each token under a key: a bijection of the tokens, another for every key."
-    a, b = 0x243f6a88, 0x85a308d3                  # the first digits of pi
-    for w in words:
-        a = _mix(a ^ w)
-        b = _mix(b ^ a)
+    a, b = _stir(words)
     return _mix(_mix(token ^ a) ^ b)
 
 # %% ../nbs/08_noise.ipynb #07e9e465

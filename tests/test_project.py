@@ -235,6 +235,16 @@ def test_make_help_lists_every_command():
         assert re.search(rf"^ +make {name} +\S", done.stdout, re.M), name
 
 
+def test_make_keeps_compiled_modules_whatever_the_environment_says():
+    "Else each kernel and each worker would compile torch and transformers anew, a minute and more of a run."
+    if not shutil.which("make"):
+        pytest.skip("no make on the PATH")
+    say = f'say: ; @{sys.executable} -c "import sys; print(sys.dont_write_bytecode)"'
+    done = subprocess.run(["make", "--no-print-directory", f"--eval={say}", "say"], cwd=ROOT, text=True, check=True,
+                          env=dict(os.environ, PYTHONDONTWRITEBYTECODE="1"), capture_output=True)
+    assert done.stdout == "False\n"
+
+
 def test_constraints_pin_everything_exactly():
     lines = [x for x in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
              if x and not x.startswith("#")]

@@ -94,7 +94,7 @@ MUTATIONS = [
      'tests/test_noise.py', "half of the key's state is ignored"),
     ('noise', 'b = _mix(b ^ a)', 'b = _mix(b)',
      'tests/test_noise.py', 'the second half does not depend on the key'),
-    ('noise', 'x = (x ^ x >> 15) * 0x735a2d97 & 0xffffffff', 'x = (x ^ x >> 15) & 0xffffffff',
+    ('noise', 'x = (x ^ x >> 15) * _MULTIPLIERS[1] & 0xffffffff', 'x = (x ^ x >> 15) & 0xffffffff',
      'tests/test_noise.py', 'one product less in the hash'),
     ('noise', 'return [parts[0] & 0xffffffff, parts[0] >> 32 & 0xffffffff, *parts[1:]]', 'return [parts[0] & 0xffffffff, 0, *parts[1:]]',
      'tests/test_noise.py', 'the high word of the seed is lost'),
