@@ -216,5 +216,5 @@ def beam_html(
     width, rows = x + BOX + 1, most + max(len(cut) for _, cut in steps)
     line = f'<path class="e" stroke-dasharray="4 3" d="M0 {20 + ROW * most}H{width}"/>'
     if rows > most: edges += line
-    label = f"Beam of {most} over {len(steps)} steps"
+    label = f"Beam of {most} over {len(steps)} step{'s' * (len(steps) > 1)}"
     return figure(edges + boxes, width, 32 + ROW * rows, label, caption, fixed=True)
