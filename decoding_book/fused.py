@@ -21,7 +21,7 @@ from .temperature import _number, check_logits, per_row, temperature
 # %% ../nbs/14_fused.ipynb #77217955
 def group_maxima(
     z,  # (B, V)
-    n,  # at least 4 n groups, if there are so many tokens
+    n,  # more than n groups; where V is large, at least 4 n
 ):      # the first level and the last, numpy (B, G) and (B, g)
     "Maxima of groups of 16, then of 128: token 1024 b + 64 j + c is in group 64 b + c."
     B, V = z.shape
@@ -124,12 +124,12 @@ def _divided(rows):
     return rows
 
 # %% ../nbs/14_fused.ipynb #7c1d006d
-def _is_tame(z, T):
-    "Whether no finite logit overflows when divided by the least T."
+def _is_tame(z, best, T):
+    "Whether no finite logit, the rows' best or the least of all, overflows when divided by T."
     if T >= 1: return True
     least = z.min()
     if least == -inf: least = np.where(z > -inf, z, 0).min()
-    return -least < 1e38 * T
+    return max(best.max(), -least) < 1e38 * T
 
 # %% ../nbs/14_fused.ipynb #7c1d006e
 def _prepare(z, params, key):
@@ -164,9 +164,9 @@ def _everyone(rows):
     "`_gather` for a small vocabulary: all tokens are candidates."
     check_logits(rows.z)
     z, (B, V) = rows.z.numpy(), rows.z.shape
-    if not _is_tame(z, rows.T.min()): return _everyone(_divided(rows))
-    q = None if rows.p is None else _softmax(rows.z, rows.T)
     best = z.max(1, keepdims=True)
+    if not _is_tame(z, best, rows.T.min()): return _everyone(_divided(rows))
+    q = None if rows.p is None else _softmax(rows.z, rows.T)
     return np.arange(V) + np.zeros((B, 1), int), z, q, best - inf, best, np.full(B, True)
 
 # %% ../nbs/14_fused.ipynb #5b0e7a61
@@ -177,7 +177,7 @@ def _gather(rows, n):
     ks = [ALL] * B if rows.k is None else rows.k[:, 0].tolist()
     row, ids, floor, best = contenders(rows.z, [k if k <= MOST else n for k in ks])
     if not all(-inf < x < inf for x in best[:, 0].tolist()): check_logits(rows.z)      # raises
-    if not _is_tame(z, min(Ts)): return _gather(_divided(rows), n)
+    if not _is_tame(z, best, min(Ts)): return _gather(_divided(rows), n)
     floor[floor == _LEAST[z.dtype]] = -inf
     enough, (count, place) = np.array([k <= MOST or k == ALL for k in ks]), _places(row, B)
     if count.max() > MOST:                                # of too many only a part, and the best

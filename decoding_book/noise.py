@@ -94,7 +94,7 @@ def hash_bits(
     token,   # below 2^32: a Python int, or int64 in a NumPy array or a torch tensor
     *words,  # the words of a key, likewise; they broadcast against `token`
 ):           # integers below 2^32
-    "32 bits for each token under a key: a bijection of the tokens, another for every key."
+    "32 bits for each token under a key: a bijection of the tokens; two keys hardly ever share one."
     a, b = _stir(words)
     return _mix(_mix(token ^ a) ^ b)
 

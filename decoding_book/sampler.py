@@ -151,7 +151,7 @@ def draw(
     logits,        # (B, V), penalties applied
     params,        # a `Sampler`: what the filters do
     key,           # a `Key`: which noise
-    backend=None,  # "plain", or the name of a faster form; they agree token by token
+    backend=None,  # "plain", or a faster form's name; "fused" agrees token by token
     check=False,   # on a GPU: look at the logits first, which waits; on a CPU they always are
 ) -> Draw:         # ids, logprob under the law they were drawn from, and how many were kept
     "One token a row. Unchecked on a GPU, a row that is no distribution gets the id -1."

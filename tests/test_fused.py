@@ -161,6 +161,11 @@ def test_logits_that_overflow(paths):
     z = 1e34 * torch.randn(6, 3000, generator=torch.Generator().manual_seed(1))
     for params in (dict(top_k=20), dict(top_p=.9), dict(min_p=.1), {}): compare(z, dict(temperature=1e-5, **params), Key(0))
     assert paths["_divided"] >= 8
+    for V in 3, 3000, 5000:                                # one large logit, and no other
+        for big, T in (3e38, .5), (1e34, 1e-5), (-3e38, .5):
+            z = torch.zeros(2, V) if big > 0 else torch.full((2, V), -INF)
+            z[0, V // 2] = z[1, 0] = big
+            for params in (dict(top_k=2), dict(top_p=.9), dict(min_p=.1), {}): compare(z, dict(temperature=T, **params), Key(0))
     before = paths["_divided"]
     compare(torch.randn(4, 3000).index_fill(1, torch.arange(9), -INF), dict(temperature=.5, top_k=20), Key(0))
     assert paths["_divided"] == before
