@@ -236,4 +236,4 @@ def beam_result(model, beam):
     best = [Hypothesis(torch.tensor(p.ids), torch.tensor(p.logprobs, dtype=torch.float64), p.total,
                        p.score, p.finished, beam.prompt, model)
             for p in sorted(complete, key=lambda path: path.key)[:beam.n_best]]
-    return Hypotheses(best, beam.rows, steps=beam.steps)
+    return Hypotheses(best, beam.rows, math.inf, False, beam.steps)

@@ -21,7 +21,7 @@ import torch
 
 from .entropy import Measures, follow, measure
 from .loop import Draw
-from .noise import Key
+from .noise import Key, check_key
 from .sampler import Sampler, draw, truncate
 
 # %% ../nbs/16_entropix.ipynb #5f527dbf
@@ -424,8 +424,11 @@ def draw_decided(
     more = first if logits.is_cuda else many.nonzero()[:, 0]        # looking would wait for a GPU
     rows = torch.cat([first, more.repeat(n - 1)])
     later = torch.arange(1, n, device=rows.device).repeat_interleave(len(more))
-    def take(v): return v[rows] if torch.is_tensor(v) else [v[i] for i in rows.tolist()]
-    parts = {n: v if isinstance(v, Integral) else take(v) for n, v in vars(key).items()}
+    def take(v):
+        if v is None: return rows                       # row i of a batch is number i
+        if isinstance(v, Integral) or getattr(v, "ndim", 1) == 0: return v
+        return v[rows] if torch.is_tensor(v) else [v[i] for i in rows.tolist()]
+    parts = {name: take(v) for name, v in vars(check_key(key)).items()}
     parts["draw"] = torch.cat([first * 0, later])
     out = draw(logits[rows], row_sampler(decision, rows), Key(**parts), backend)
     drawn = out.ids[:B].repeat(n, 1)
@@ -453,6 +456,8 @@ def calibrate(
     layers=None,              # as in the sampler
 ) -> EntropixConfig:
     "Thresholds at the thirds of what is measured along the texts, `typical` at its medians."
+    if not hasattr(config, "typical"):
+        raise TypeError(f"config: {type(config).__name__} has nothing typical, not EntropixConfig")
     found = follow(model, texts, attention, layers).measures
     third, two = torch.tensor([1 / 3, 2 / 3]).double()
     x = six(found, "agreement", config.typical[2:])

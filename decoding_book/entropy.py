@@ -102,8 +102,13 @@ def measure(
     found = measures(prediction.logits)
     if prediction.attention is None: return Measures(*found)
     scores, mask = prediction.attention, prediction.key_mask
-    if isinstance(layers, slice): scores = scores[:, layers]
-    elif layers is not None: scores = torch.stack([scores[:, i] for i in layers], 1)
+    try:
+        if isinstance(layers, slice): scores = scores[:, layers]
+        elif layers is not None: scores = torch.stack([scores[:, i] for i in layers], 1)
+        scores[:, 0]                                                  # there must be one
+    except (IndexError, TypeError, RuntimeError) as e:
+        L = prediction.attention.shape[1]
+        raise ValueError(f"layers: {layers!r} of a model with {L} layers ({e})") from None
     by_layer = attention_measures(scores, None if mask is None else mask[:, None])
     return Measures(*found, *torch.stack(list(vars(by_layer).values())).mean(-1))
 
@@ -126,6 +131,8 @@ def follow(
     rows, _ = as_prompts(model, texts, "texts")
     for i, r in enumerate(rows):
         if len(r) < 2: raise ValueError(f"texts, row {i}: {len(r)} tokens, nothing to measure")
+        if len(r) > (getattr(model, "context", None) or math.inf):
+            raise ValueError(f"texts, row {i}: {len(r)} tokens, the context has {model.context}")
     given, T = left_pad([r.flip(0) for r in rows])[0].flip(1), max(map(len, rows))
     found = []
 

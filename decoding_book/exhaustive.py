@@ -19,7 +19,7 @@ import torch
 from .loop import as_prompts, as_stops, left_pad, log_normalizer, token_texts
 
 # %% ../nbs/05_exhaustive.ipynb #26f9efce
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False)
 class Hypothesis:
     "A text that a search found, and what it is worth."
     ids: torch.Tensor         # (n,) the new tokens, the end mark included
@@ -64,7 +64,7 @@ class Hypotheses(list):
         self,
         found,         # `Hypothesis` objects, best first
         rows=0,        # rows of logits that the model was asked for
-        bound=-math.inf,  # no text outside this list has a larger log-probability
+        bound=-math.inf,  # no text outside this list has a larger log-probability; inf: not known
         proven=True,   # are these certainly the best of all?
         steps=None,    # a beam's record: for each step the paths kept and the paths cut
     ):
@@ -76,7 +76,8 @@ class Hypotheses(list):
         return "\n".join(lines + [self._note()])
 
     def _note(self):
-        doubt = "" if self.proven else f", not proven: others may reach {self.bound:.4f}"
+        doubt = "" if self.proven else ", not proven"
+        if doubt and self.bound < math.inf: doubt += f": others may reach {self.bound:.4f}"
         return f"{len(self)} of the best, {self.rows} model rows{doubt}"
 
     def _repr_html_(self):
@@ -221,7 +222,7 @@ def exhaustive_search(
 ) -> Hypotheses:      # best first; a list of them for several prompts
     "Score every text there is."
     prompts, single, lengths, ends = search_setup(model, prompt, max_new_tokens, stop, ignore_eos)
-    n_best, found = whole("n_best", n_best), []
+    n_best, limit, found = whole("n_best", n_best), whole("limit", limit), []
     for length in lengths:
         texts, _, cost = search_cost(model.vocab_size, length)
         if texts > limit:
@@ -233,8 +234,10 @@ def exhaustive_search(
         p = p.to(getattr(model, "device", "cpu"))
         best, rows = _levels(model, p, length, n_best, ends, whole("batch", batch), bar)
         close()
-        found.append(Hypotheses([Hypothesis(torch.tensor(ids), steps.cpu(), -s, -s, ids[-1] in ends,
-                                            p.cpu(), model) for s, ids, steps in best], rows))
+        bound = -best[-1][0] if len(best) == n_best else -math.inf
+        texts = [Hypothesis(torch.tensor(ids), steps.cpu(), -s, -s, ids[-1] in ends, p.cpu(), model)
+                 for s, ids, steps in best]
+        found.append(Hypotheses(texts, rows, bound))
     return found[0] if single else Batch(found)
 
 # %% ../nbs/05_exhaustive.ipynb #89aa4dff
@@ -321,7 +324,8 @@ def best_first_search(
         close()
         best = [Hypothesis(torch.tensor(ids), torch.tensor(steps, dtype=torch.float64), -s, -s,
                            ids[-1] in ends, p, model) for s, ids, steps in frontier.done]
-        open_sum = -frontier.heap[0][0] if frontier.heap else -math.inf
+        others = [-frontier.heap[0][0]] if frontier.heap else []    # open texts, and those refused
+        if len(best) == n_best: others.append(best[-1].logprob)
         proven = not (frontier.heap and frontier.worth(frontier.heap[0][:2]))
-        found.append(Hypotheses(best, rows, open_sum, proven))
+        found.append(Hypotheses(best, rows, max(others, default=-math.inf), proven))
     return found[0] if single else Batch(found)

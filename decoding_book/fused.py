@@ -15,7 +15,7 @@ import torch
 
 from .loop import Draw
 from .noise import Key, _MULTIPLIERS, _mix, _stir
-from .sampler import OFF, ORDER, RULES, Sampler, draw_plain, is_ours
+from .sampler import OFF, ORDER, RULES, Sampler, check_parts, draw_plain, is_ours
 from .temperature import _number, check_logits, per_row, temperature
 
 # %% ../nbs/14_fused.ipynb #77217955
@@ -406,5 +406,7 @@ def fused_sample(
 ):                  # ids (B,)
     "One token a row: that of `sampler.draw` for the same parameters and key."
     params = SimpleNamespace(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    out = _draw(_as_rows(logits), params, Key(seed, row, position), details)
+    z, key = _as_rows(logits), Key(seed, row, position)
+    check_parts(key, len(z))
+    out = _draw(z, params, key, details)
     return out if details else out.ids

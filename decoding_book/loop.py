@@ -59,7 +59,7 @@ class Context:
         return self.mask.sum(1)
 
 # %% ../nbs/01_loop.ipynb #d92c3e77
-@dataclass
+@dataclass(eq=False)
 class Draw:
     "One token a row, and what the chooser knows about it; what it does not know is None."
     ids: torch.Tensor                       # (B,) int64
@@ -431,7 +431,8 @@ def score(
 ):                  # (B, T) nats; nan where there is none: padding, a first token without a start
     "Log-probability of each token of a text, given those before it."
     rows, _ = as_prompts(model, text_or_ids, "text_or_ids")
-    if chunk < 1: raise ValueError(f"chunk: {chunk} is below 1")
+    if not isinstance(chunk, Integral) or chunk < 1:
+        raise ValueError(f"chunk: {chunk!r} is no number of positions")
     ids, mask = left_pad(rows, getattr(model, "device", "cpu"))
     begins = getattr(model, "start_ids", None) == []
     if begins:        # such a model predicts the first token after nothing: a column of padding

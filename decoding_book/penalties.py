@@ -7,8 +7,10 @@ __all__ = ['check_history', 'token_counts', 'repetition_penalty', 'frequency_pen
            'check_id', 'bias_vector', 'logit_bias', 'end_ids', 'min_length']
 
 # %% ../nbs/12_penalties.ipynb #c28d91d7
+import math
 from numbers import Integral, Real
 
+import numpy as np
 import torch
 
 from .temperature import check_logits, per_row
@@ -164,8 +166,10 @@ def bias_vector(
         for id, value in pairs.items():
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"logit_bias: id {id}: {value!r} is not a number")
+            if not value < math.inf:
+                raise ValueError(f"logit_bias: id {id}: {value} is neither finite nor -inf")
         bias = list(pairs.values()) if V is None else [pairs.get(id, 0.0) for id in range(V)]
-    try: bias = torch.as_tensor(bias)
+    try: bias = torch.as_tensor(np.asarray(bias) if isinstance(bias, (list, tuple)) else bias)
     except _NO_TENSOR as e: raise TypeError(f"logit_bias: {e}") from None
     if bias.is_complex() or bias.dtype == torch.bool:
         raise TypeError(f"logit_bias: {bias.dtype} is not a number type")

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ORDER', 'RULES', 'PENALTIES', 'OFF', 'BACKENDS', 'CHOICES', 'DIALECTS', 'setting', 'penalize', 'top_k_and_ties',
-           'stages', 'truncate', 'is_ours', 'find_backend', 'draw', 'draw_plain', 'Sampler', 'Stage', 'Trace']
+           'stages', 'truncate', 'is_ours', 'find_backend', 'check_parts', 'draw', 'draw_plain', 'Sampler', 'Stage',
+           'Trace']
 
 # %% ../nbs/13_sampler.ipynb #3d94e730
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from numbers import Real
 import torch
 
 from .loop import Draw
-from .noise import Key, _part, gumbel_max, uniform_bits
+from .noise import Key, _part, check_key, gumbel_max, uniform_bits
 from .penalties import (bias_vector, check_history, end_ids, frequency_penalty,
                                      logit_bias, min_length, no_repeat_ngram, presence_penalty,
                                      repetition_penalty)
@@ -147,6 +148,13 @@ def _shape(value):
     "The shape of a parameter: () for a number."
     return tuple(getattr(value, "shape", (len(value),) if isinstance(value, (list, tuple)) else ()))
 
+def check_parts(key, B):
+    "Refuse what is no key for B rows."
+    for name, part in vars(check_key(key)).items():
+        shape = _shape(part)
+        if shape not in ((), (B,)):
+            raise ValueError(f"key: {name} of shape {shape}, expected () or {(B,)}")
+
 def draw(
     logits,        # (B, V), penalties applied
     params,        # a `Sampler`: what the filters do
@@ -159,10 +167,7 @@ def draw(
     trusted = hasattr(form, "checks_rows") and torch.is_tensor(logits) and not check
     z = logits if trusted and logits.is_floating_point() else check_logits(logits)
     if z.ndim != 2: raise ValueError(f"logits: shape {tuple(z.shape)}, a draw needs (B, V)")
-    for name, part in vars(key).items():
-        shape = _shape(part)
-        if shape not in ((), z.shape[:1]):
-            raise ValueError(f"key: {name} of shape {shape}, expected () or {tuple(z.shape[:1])}")
+    check_parts(key, len(z))
     return form(z, params, key)
 
 def draw_plain(logits, params, key):

@@ -20,7 +20,7 @@ def surprisal(
     logprob: float,  # natural logarithm of a probability
 ) -> float:          # bits, -log2 p, never below 0
     "How surprising an outcome is: one bit for each halving of its probability."
-    return max(0.0, -logprob / math.log(2))
+    return max(-logprob / math.log(2), 0.0) + 0.0      # in this order nan stays nan
 
 # %% ../nbs/A_show.ipynb #2c32cc2f
 def level(

@@ -36,6 +36,8 @@ def top_p_mask(
     try: q = check_logits(probabilities)         # floats, one token at least, no NaN
     except (TypeError, ValueError) as e:
         raise type(e)(str(e).replace("logits", "probabilities")) from None
+    if isinstance(probabilities, (list, tuple)):                      # Python's floats, unrounded
+        q = torch.tensor(probabilities, dtype=torch.float64)
     p = per_row("p (top_p)", p, q, low=0, high=1, open_low=True)
     total = q.double().sum(-1)
     bad = ~((total - 1).abs() < 1e-2) | (q < 0).any(-1)

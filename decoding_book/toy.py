@@ -6,11 +6,12 @@
 __all__ = ['TableModel', 'six_words', 'sequence_law']
 
 # %% ../nbs/02_toy.ipynb #376ef748
+import math
 from numbers import Integral
 
 import torch
 
-from .loop import Prediction, as_prompts
+from .loop import Prediction, as_prompts, as_stops
 
 # %% ../nbs/02_toy.ipynb #8bb3c517
 def _log_table(
@@ -107,6 +108,9 @@ class TableModel:
 
     def decode(self, ids):
         "The words of some ids, separated by blanks."
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise ValueError(f"ids: {i} is outside the vocabulary 0..{self.vocab_size - 1}")
         return " ".join(self.words[i] for i in ids)
 
 # %% ../nbs/02_toy.ipynb #c332a324
@@ -149,15 +153,19 @@ def sequence_law(
 ) -> dict:                # {ids of the new tokens: probability}; the probabilities sum to one
     "The exact distribution over texts of a decoder that draws each token from `law(logits)`."
     law = law or (lambda logits: logits.softmax(-1))
-    given = as_prompts(model, prompt)[0][0]
+    prompts, ends = as_prompts(model, prompt)[0], as_stops(model)[0]
+    if len(prompts) > 1: raise ValueError(f"prompt: {len(prompts)} prompts, expected one")
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens: {max_new_tokens!r} is not a number of tokens")
+    given, room = prompts[0], getattr(model, "context", None) or math.inf
     ids, p, done = given[None], torch.ones(1, dtype=torch.float64), {}
-    for _ in range(max_new_tokens):
+    for _ in range(max(0, min(max_new_tokens, room - len(given)))):
         q = law(model(ids).logits).double()
         if not ((q >= 0).all() and ((q.sum(-1) - 1).abs() < 1e-5).all()):
             raise ValueError("law: returned a row that is no distribution")
         row, token = (q > 0).nonzero(as_tuple=True)
         ids, p = torch.cat([ids[row], token[:, None]], 1), p[row] * q[row, token]
-        ended = token == (-1 if model.eos is None else model.eos)
+        ended = torch.isin(token, torch.tensor([*ends], dtype=torch.long))
         done |= zip(map(tuple, ids[ended, len(given):].tolist()), p[ended].tolist())
         ids, p = ids[~ended], p[~ended]
     return done | dict(zip(map(tuple, ids[:, len(given):].tolist()), p.tolist()))

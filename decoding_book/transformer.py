@@ -203,6 +203,10 @@ class GPT(nn.Module):
 
     def forward(self, ids, mask=None, cache=None, last_only=True, attention=False):
         B, T = ids.shape
+        if mask is not None and mask.shape != ids.shape:
+            raise ValueError(f"mask: shape {tuple(mask.shape)}, expected {tuple(ids.shape)}")
+        for id in ids[(ids < 0) | (ids >= self.vocab_size)][:1].tolist():
+            raise ValueError(f"ids: {id} is outside the vocabulary 0..{self.vocab_size - 1}")
         keys = mask if cache is None else cache.extend(B, T, mask)
         if keys is None:
             keys = ids.new_ones(1, T + (cache.length if cache is not None else 0)).bool()
@@ -239,6 +243,9 @@ class GPT(nn.Module):
     def decode(self, ids):
         "The text of ids. The end is silent; a start that follows opens a new paragraph."
         ids, names = [int(i) for i in ids], ["\n\n", "", *self.config.chars]
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise ValueError(f"ids: {i} is outside the vocabulary 0..{self.vocab_size - 1}")
         return "".join(names[i] for i in (ids[1:] if ids[:1] == [self.start] else ids))
 
 # %% ../nbs/03_transformer.ipynb #071c8594

@@ -146,6 +146,7 @@ def tree_html(
     "All texts as bands to scale: a column for each word, the most probable on top."
     mass, _ = branches(texts)
     for name, text in paths.items():
+        if not text: raise ValueError(f"paths: {name!r} is empty, and has no band")
         if tuple(text) not in mass:
             raise ValueError(f"paths: {name!r} is {tuple(text)}, which is no text of the tree")
     places, body, words, marks, labels = {}, "", "", "", []

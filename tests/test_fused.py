@@ -377,7 +377,7 @@ def test_shapes():
     (dict(top_p=0), ValueError, r"top_p: 0 is outside \(0, 1\]"), (dict(top_p=None), TypeError, "top_p"),
     (dict(top_p=torch.tensor([.5, 1.5, 1.])), ValueError, "top_p, row 1: 1.5"), (dict(min_p=2), ValueError, "min_p: 2"),
     (dict(min_p=[.1, .2]), ValueError, r"min_p: shape \(2,\)"), (dict(seed=-1), ValueError, "seed: -1"),
-    (dict(seed=.5), TypeError, "seed: 0.5"), (dict(row=[1, 2**32, 3]), ValueError, "row, row 1"), (dict(row=[1, 2]), ValueError, "rows"),
+    (dict(seed=.5), TypeError, "seed: 0.5"), (dict(row=[1, 2**32, 3]), ValueError, "row, row 1"), (dict(row=[1, 2]), ValueError, r"key: row of shape \(2,\)"),
     (dict(position=-3), ValueError, "position: -3"), (dict(seed=True), TypeError, "seed: True"),
 ])
 def test_refused(V, bad, error, text):

@@ -569,7 +569,7 @@ def test_hostile_penalties(full):
     (dict(top_p=torch.tensor([.5, 1.5])), ValueError, "top_p, row 1: 1.5"), (dict(min_p=2), ValueError, "min_p: 2"),
     (dict(min_new_tokens=3), ValueError, "eos: None, but min_new_tokens=3 needs an end mark"),
     (dict(eos=-1), ValueError, "eos: id -1"), (dict(seed=-1), ValueError, "seed: -1"), (dict(seed=.5), TypeError, "seed: 0.5"),
-    (dict(rows=["a"]), TypeError, "row"), (dict(logit_bias={0: INF}), ValueError, "logit_bias: inf"),
+    (dict(rows=["a"]), TypeError, "row"), (dict(logit_bias={0: INF}), ValueError, "logit_bias: id 0: inf"),
     (dict(order=("temperature", "top_k", "top_p")), ValueError, "order: "), (dict(order="T"), ValueError, "order: 'T'"),
     (dict(ties="some"), ValueError, "ties: 'some'"), (dict(boundary=1), ValueError, "boundary: 1"),
     (dict(joint="yes"), ValueError, "joint: 'yes'"), (dict(backend="gpu"), ValueError, "backend: 'gpu'"),
