@@ -549,7 +549,7 @@ def answer(
     t, k, p, floor, a, b = ask
     at = tl.arange(0, SLICES)
     least = tl.min(tl.load(part + 5 * SLICES + at)).to(tl.float32)
-    over = tl.maximum(tl.abs(tl.div_rn(m, t)), tl.abs(tl.div_rn(least, t))) == float("inf")
+    over = tl.abs(tl.div_rn(m, t)) == float("inf")
     shift = tl.where(over, m, 0.0)
     tokens = (logits, list_id, step, V, shift, t, scaled(m, shift, t))
     low = rank_key(scaled(least, shift, t))

@@ -20,57 +20,54 @@ from .temperature import _number, check_logits, per_row, temperature
 
 # %% ../nbs/14_fused.ipynb #77217955
 def group_maxima(
-    z,  # (B, V)
+    z,  # (B, V), contiguous
     n,  # more than n groups; where V is large, at least 4 n
 ):      # the first level and the last, numpy (B, G) and (B, g)
-    "Maxima of groups of 16, then of 128: token 1024 b + 64 j + c is in group 64 b + c."
+    "Maxima of groups of 16, then of 128: tokens c, c + G, c + 2 G, ... are group c."
     B, V = z.shape
-    if V < max(1024, 64 * n): return z.numpy(), z.numpy()              # groups of one
-    blocks = z[:, :V // 1024 * 1024].view(B, -1, 16, 64)               # the rest is in no group
-    first = blocks.amax(2).view(B, -1).numpy()
-    G = first.shape[1] // 8
-    return first, first.reshape(B, 8, G).max(1) if G >= 4 * n else first
+    if V < max(1024, 32 * n): return z.numpy(), z.numpy()              # groups of one
+    G = V // 128 * 8                                                   # the rest is in no group
+    first = z.as_strided((B, 16, G), (V, G, 1)).amax(1).numpy()
+    return first, first.reshape(B, 8, -1).max(1) if G >= 32 * n else first
 
 # %% ../nbs/14_fused.ipynb #ff4e06d7
 FEW, MORE, MOST = 64, 1024, 8192        # candidates to try first, then, and at the most
-_STEPS = 64 * np.arange(16)[:, None]                      # a group's tokens, from its first
 _LEAST = {np.dtype(t): float(np.finfo(t).min) for t in (np.float32, np.float64)}
+_STEPS = np.arange(16)[:, None]                           # from one token of a group to the next
 
 def _floors(last, n):
-    "For each row a floor below the n-th best of its groups, and the best: two arrays (B, 1)."
-    at = [last.shape[1] - m for m in n]
-    last = np.partition(last, (*{*at, last.shape[1] - 1},), axis=1)
-    nth, least = [float(row[i]) for row, i in zip(last, at)], _LEAST[last.dtype]
-    floor = [[max(x - (abs(x) * 2**-22 + 1e-37), least)] for x in nth]
-    return np.array(floor, last.dtype), last[:, -1:]
+    "For each row a floor below the n-th best of its groups, (B, 1)."
+    at, least = [last.shape[1] - m for m in n], _LEAST[last.dtype]
+    last = np.partition(last, at[0] if len(n) == 1 else (*{*at},), axis=1)
+    lower = [x - (abs(x) * 2**-22 + 1e-37) for x in map(last.item, range(len(n)), at)]
+    return np.array([[x if x > least else -inf] for x in lower], last.dtype)
 
 def contenders(
     z,  # (B, V), float32 or float64, contiguous
     n,  # how many are wanted, a list of B
-):      # rows (m,) and ids (m,), rising; the floors and the largest logits, (B, 1)
-    "All finite tokens above a floor which the n-th best exceeds by more than rounding."
+):      # rising places i V + token (m,); the rows' floors and largest logits, (B, 1)
+    "All tokens above a floor which the n-th best exceeds by more than rounding."
     first, last = group_maxima(z, max(n))
     (B, V), G, z = z.shape, first.shape[1], z.numpy()
-    floor, best = _floors(last, n)
-    at = np.flatnonzero(first >= floor)                   # groups with something above it
-    if G < V and len(at) > MOST // 16 * B: at = np.flatnonzero(z >= floor)      # too many
+    floor, best = _floors(last, n), last.max(1, keepdims=True)
+    at, rest = np.flatnonzero(first > floor), z[:, 16 * G:]       # groups with something above it
+    if rest.size: best = np.maximum(best, rest.max(1, keepdims=True))
+    if G < V and len(at) > MOST // 16 * B: at = np.flatnonzero(z > floor)              # too many
     elif G < V:
-        row, rest = at // G, z[:, 16 * G:]
-        at = at + at // 64 * 960 + row * (V - 16 * G) + _STEPS
-        at = at[z.reshape(-1).take(at) >= floor[:, 0].take(row)]
+        row = at // G
+        at = at + row * (V - G) + G * _STEPS
+        at = at[z.reshape(-1).take(at) > floor.take(row)]
         if rest.size:
-            other, best = np.flatnonzero(rest >= floor), np.maximum(best, rest.max(1)[:, None])
+            other = np.flatnonzero(rest > floor)
             at = np.concatenate([at, other + (other // (V - 16 * G) + 1) * 16 * G])
         at.sort()
-    row = at // V
-    return row, at - row * V, floor, best
+    return at, floor, best
 
 # %% ../nbs/14_fused.ipynb #914f237b
 def _gumbel(bits):
     "`noise.gumbel_of`, bit for bit, for NumPy's integers."
-    v = np.minimum((bits.astype(np.float32) + .5) * 2**-32, np.float32(1 - 2**-24))
-    e = torch.from_numpy(-v).log1p_().neg_()
-    return e.log_().neg_().numpy()
+    v = np.maximum((bits.astype(np.float32) + .5) * -2**-32, np.float32(2**-24 - 1))
+    return -torch.from_numpy(v).log1p_().neg_().log_().numpy()
 
 def _noise(ids, words):
     "The noise of some tokens under a key's words; 32-bit integers wrap by themselves."
@@ -91,12 +88,19 @@ def _column(name, value, B):
     return np.array([[number]] * B)
 
 # %% ../nbs/14_fused.ipynb #7c1d0068
-def _columns(B, V, *values):
-    "T, k, p, m and line = log m: columns (B, 1), each None where it is off."
+def _columns(B, V, dtype, *values):
+    "T, k, p, m and line = log m: columns (B, 1), each None where it is off; and what follows."
     T, k, p, m = (_column(name, value, B) for name, value in zip(ORDER, values))
+    T = np.ones((B, 1)) if T is None else T
     if k is not None: k = np.where((k > 0) & (k < V), k, ALL)
-    return dict(T=np.ones((B, 1)) if T is None else T, k=k, p=p, m=m,
-                line=None if m is None else torch.tensor(m).log().numpy())
+    extreme = not ((T > 1e-6) & (T < 1e6)).all()
+    return dict(T=(np.ones((B, 1)) if extreme else T).astype(dtype), extreme=T if extreme else None,
+                k=k, ks=[ALL] * B if k is None else k[:, 0].tolist(),
+                listed=np.full((B, 1), False) if k is None else k <= MOST,
+                fits=np.full((B, 1), True) if k is None else (k <= MOST) | (k == ALL),
+                p=None if p is None else np.where(p < 1, p, 2.),       # 2 is never reached
+                m=m, line=None if m is None else torch.tensor(m).log().numpy(),
+                limit=1e38 * T.min().item() if T.min() < 1 else inf)
 
 _columns_of_numbers = lru_cache(64, typed=True)(_columns)            # asked for at every step
 
@@ -107,53 +111,48 @@ def _words(key, B):
     parts = [key.seed, key.position, key.draw] + [row] * (key.row is not None)
     if all(type(x) is int and 0 <= x < 2**32 for x in parts):
         return [key.seed, 0, row, key.position, key.draw]
+    check_parts(key, B)
     return [w if isinstance(w, int) else np.broadcast_to(w.numpy(), (B, 1)) for w in key.words(B)]
 
 # %% ../nbs/14_fused.ipynb #7c1d006a
 class _Rows(SimpleNamespace):
-    "What is to be drawn: z (B, V), the columns T, k, p, m and line = log m, and the key's words."
+    "What is to be drawn: z (B, V), what `_columns` made of the parameters, and the key's words."
     def row(self, i):
-        cut = lambda x: x if x is None or isinstance(x, int) else x[i:i + 1]
+        cut = lambda x: x if x is None or isinstance(x, (int, float)) else x[i:i + 1]
         parts = {name: cut(x) for name, x in vars(self).items() if name != "words"}
         return _Rows(words=[cut(w) for w in self.words], **parts)
 
 # %% ../nbs/14_fused.ipynb #f64294b0
-def _divided(rows):
+def _divided(rows, T):
     "Temperature first, for rows that overflow or have an extreme T."
-    rows.z, rows.T = temperature(rows.z, rows.T[:, 0]), np.ones_like(rows.T)
+    rows.z, rows.T, rows.limit = temperature(rows.z, T[:, 0]), np.ones_like(rows.T), inf
     return rows
 
 # %% ../nbs/14_fused.ipynb #7c1d006d
-def _is_tame(z, best, T):
-    "Whether no finite logit, the rows' best or the least of all, overflows when divided by T."
-    if T >= 1: return True
-    least = z.min()
-    if least == -inf: least = np.where(z > -inf, z, 0).min()
-    return max(best.max(), -least) < 1e38 * T
+def _is_tame(rows, best, least):
+    "Whether `best` (B, 1) and the least logit of all can be divided; bad rows are refused."
+    best = best[:, 0].tolist()
+    if not all(-inf < x < inf for x in best): check_logits(rows.z)                     # raises
+    return max(*map(abs, best), -least) < rows.limit
 
 # %% ../nbs/14_fused.ipynb #7c1d006e
 def _prepare(z, params, key):
     "The request as `_Rows`."
     values = [getattr(params, name) for name in ORDER]
     plain = all(type(v) in (int, float, type(None)) for v in values)
-    rows = _Rows(z=z.contiguous(), words=_words(key, len(z)),
-                 **(_columns_of_numbers if plain else _columns)(*z.shape, *values))
-    if not all(1e-6 < t < 1e6 for t in rows.T[:, 0].tolist()): _divided(rows)
-    rows.T = rows.T.astype(z.numpy().dtype)
-    return rows
+    columns = (_columns_of_numbers if plain else _columns)(*z.shape, z.numpy().dtype, *values)
+    rows = _Rows(z=z.contiguous(), words=_words(key, len(z)), **columns)
+    return rows if rows.extreme is None else _divided(rows, rows.extreme)
 
 # %% ../nbs/14_fused.ipynb #7362c44e
-def _places(row, B):
-    "How many candidates each row has (B,), and each one's place among those of its row (m,)."
+def _rectangle(at, B, V):
+    "Places i V + token (m,) as a line for each of B rows, padded with -1; how many each has."
+    if B == 1: return at[None], [len(at)]
+    row = at // V
     count = np.bincount(row, minlength=B)
-    return count, np.arange(len(row)) - (count.cumsum() - count)[row]
-
-def _rectangle(row, place, values, B, fill):
-    "The values of all rows (m,) as one array (B, most), padded."
-    if B == 1: return values[None]
-    out = np.full((B, place.max() + 1), fill, values.dtype)
-    out[row, place] = values
-    return out
+    out = np.full((B, count.max()), -1)
+    out[row, np.arange(len(at)) - (count.cumsum() - count)[row]] = at
+    return out, count.tolist()
 
 # %% ../nbs/14_fused.ipynb #7c2d006d
 def _softmax(z, T):
@@ -162,79 +161,77 @@ def _softmax(z, T):
 
 def _everyone(rows):
     "`_gather` for a small vocabulary: all tokens are candidates."
-    check_logits(rows.z)
     z, (B, V) = rows.z.numpy(), rows.z.shape
-    best = z.max(1, keepdims=True)
-    if not _is_tame(z, best, rows.T.min()): return _everyone(_divided(rows))
+    best, least = z.max(1, keepdims=True), np.where(z > -inf, z, 0).min()
+    if not _is_tame(rows, best, least): return _everyone(_divided(rows, rows.T))
     q = None if rows.p is None else _softmax(rows.z, rows.T)
-    return np.arange(V) + np.zeros((B, 1), int), z, q, best - inf, best, np.full(B, True)
+    return np.arange(V) + np.zeros((B, 1), int), z, q, best - inf, best, np.full((B, 1), True)
 
 # %% ../nbs/14_fused.ipynb #5b0e7a61
 def _gather(rows, n):
-    "Candidates: ids, logits, probabilities (B, m); floor, best (B, 1); whether all fit (B,)."
-    z, (B, V), Ts, q = rows.z.numpy(), rows.z.shape, rows.T[:, 0].tolist(), None
+    "Candidates: ids, logits, probabilities (B, m); floor, best (B, 1); whether all fit (B, 1)."
+    z, (B, V), q = rows.z.numpy(), rows.z.shape, None
     if V <= MORE: return _everyone(rows)
-    ks = [ALL] * B if rows.k is None else rows.k[:, 0].tolist()
-    row, ids, floor, best = contenders(rows.z, [k if k <= MOST else n for k in ks])
-    if not all(-inf < x < inf for x in best[:, 0].tolist()): check_logits(rows.z)      # raises
-    if not _is_tame(z, best, min(Ts)): return _gather(_divided(rows), n)
-    floor[floor == _LEAST[z.dtype]] = -inf
-    enough, (count, place) = np.array([k <= MOST or k == ALL for k in ks]), _places(row, B)
-    if count.max() > MOST:                                # of too many only a part, and the best
-        few = (place < MOST) | (ids == z.argmax(1)[row])
-        row, ids, place = row[few], ids[few], np.minimum(place[few], MOST)
-        enough, floor[count > MOST] = enough & (count <= MOST), -inf
-    if rows.p is not None:                                # with top-k it is not used
-        qs = [_softmax(rows.z[i], T) if k == ALL else z[i] for i, (T, k) in enumerate(zip(Ts, ks))]
-        q = np.concatenate([q[ids[row == i]] for i, q in enumerate(qs)])
-        q = _rectangle(row, place, q, B, 0)
-    logits = _rectangle(row, place, z[row, ids], B, -inf)
-    return _rectangle(row, place, ids, B, -1), logits, q, floor, best, enough
-
+    at, floor, best = contenders(rows.z, [k if k <= MOST else n for k in rows.ks])
+    least = floor.min()
+    if least == -inf: least = z.reshape(-1).take(at).min(initial=0.)      # all the finite ones
+    if not _is_tame(rows, best, least): return _gather(_divided(rows, rows.T), n)
+    at, count = _rectangle(at, B, V)
+    enough = rows.fits
+    if max(count) > MOST:
+        enough = enough & [[c <= MOST] for c in count]
+        at, short = at[:, :MOST + 1], ~enough[:, 0]
+        at[short, -1], floor[short] = (z.argmax(1) + V * np.arange(B))[short], -inf
+    logits, ids = z.reshape(-1).take(at), at
+    if B > 1: logits[at < 0], ids = -inf, at - V * np.arange(B)[:, None]
+    if rows.p is not None and max(rows.ks) == ALL:        # with top-k it is not used
+        q = np.zeros_like(logits)
+        for i in [i for i, k in enumerate(rows.ks) if k == ALL]:
+            q[i] = _softmax(rows.z[i], rows.T[i, 0]).take(ids[i], mode="clip")
+    return ids, logits, q, floor, best, enough
 
 # %% ../nbs/14_fused.ipynb #10973015
 def _nucleus(rows, d, keep, q):
-    "Top-p of candidates in rank order: kept, and 1 where they hold p, -1 where rounding decides."
-    q = np.where(keep, q, 0)
-    if rows.k is not None:                                # mass among the survivors of top-k
-        e = np.where(keep, np.exp(d), 0)
-        q = np.where(rows.k < ALL, e / e.sum(1, keepdims=True), q)
-    mass = q.cumsum(1, dtype=np.float64)
-    before = np.zeros_like(mass)
-    before[:, 1:] = mass[:, :-1]
-    held = (rows.p < 1) & (mass[:, -1:] >= rows.p)
-    if rows.k is not None:
-        near = (np.abs(before - rows.p) < 1e-5).any(1, keepdims=True)
-        held = np.where((rows.k < ALL) & (rows.p < 1) & near, -1, held)
-    return keep & ((before < rows.p) | (rows.p >= 1)), held
+    "Cuts `keep` to top-p, in rank order. Which rows hold p, and where rounding decides: (B, 1)."
+    if q is not None: mass = (q * keep).astype(np.float64).cumsum(1)
+    if rows.k is not None:                                # or among the survivors of top-k
+        e = (np.exp(d) * keep).astype(np.float64).cumsum(1)
+        e /= e[:, -1:]
+        mass = e if q is None else np.where(rows.listed, e, mass)
+    over = mass - rows.p
+    keep[:, 1:] &= over[:, :-1] < 0                       # the mass before is that of the last
+    near = rows.listed & (np.abs(over) < 1e-5).any(1, keepdims=True)
+    return over[:, -1:] >= 0, near
 
 # %% ../nbs/14_fused.ipynb #7c1d0072
 def _filter(rows, n):
-    "Candidates in rank order, filtered: ids, logits less the best, kept, sure (B, 1), gap (B, 1)."
+    "Candidates in rank order, filtered: ids, logits less the best, kept, sure, ..."
     ids, logits, q, floor, best, enough = _gather(rows, n)
     s, floor, best = logits / rows.T, floor / rows.T, best / rows.T
     if rows.k is not None or rows.p is not None:
-        at = np.arange(len(s))[:, None], np.argsort(-s, axis=1, kind="stable")
-        s, ids, q = s[at], ids[at], q if q is None else q[at]
-    d, keep, sure = s - best, s > floor, floor == -inf
-    gap = np.where(enough[:, None], floor - best, 0)      # no token outside is above best + gap
-    if rows.k is not None:
+        at = (-s).argsort(1, kind="stable")[:, :max(rows.ks)]
+        if len(s) > 1: at += s.shape[1] * np.arange(len(s))[:, None]
+        s, ids, q = s.take(at), ids.take(at), q if q is None else q.take(at)
+    d, keep, sure = s - best, s > floor, rows.listed | (floor == -inf)
+    if rows.k is not None and min(rows.ks) < max(rows.ks):
         keep &= np.arange(s.shape[1]) < rows.k
-        sure = sure | (rows.k < ALL)
     if rows.p is not None:
-        keep, held = _nucleus(rows, d, keep, q)
-        sure = (sure | (held == 1)) & (held >= 0)
+        held, near = _nucleus(rows, d, keep, q)
+        sure = (sure | held) & ~near
     if rows.m is not None:
-        keep, sure = keep & (d >= rows.line), sure | (gap < rows.line)
-    return SimpleNamespace(ids=ids, d=d, keep=keep, sure=sure[:, 0] & enough, gap=gap, best=best)
+        keep, sure = keep & (d >= rows.line), sure | (floor - best < rows.line)
+    return SimpleNamespace(ids=ids, d=d, keep=keep, sure=(sure & enough)[:, 0],
+                           best=best, floor=floor, enough=enough)
 
 # %% ../nbs/14_fused.ipynb #7c1d0073
 def _pick(rows, n):
     "The best of the candidates under the key's noise, with its score, and what `_filter` found."
     c = _filter(rows, n)
-    score = np.where(c.keep, c.d + _noise(c.ids, rows.words), -inf)
+    score = c.d + _noise(c.ids, rows.words)
+    score[~c.keep] = -inf
     c.top = score.max(1, keepdims=True)
-    c.won = np.where(score == c.top, c.ids, ALL).min(1)
+    c.won = c.ids[score == c.top]
+    if len(c.won) > len(score): c.won = np.where(score == c.top, c.ids, ALL).min(1)     # ties
     return c
 
 # %% ../nbs/14_fused.ipynb #7c2d0069
@@ -311,7 +308,8 @@ def _race(rows, c):
     "The token of one row that its candidates `c` cannot settle, or None where rounding decides."
     z, T, M = rows.z[0].numpy(), rows.T[0], c.top.item()
     words = [w if isinstance(w, int) else w.item() for w in rows.words]
-    need = min(max(M - c.gap.item() - 1e-4, -4.), 40.)    # noise that a token outside needs
+    gap = (c.floor - c.best).item() if c.enough.item() else 0.     # no token outside is above it
+    need = min(max(M - gap - 1e-4, -4.), 40.)             # noise that such a token needs
     ids, bits = lucky(len(z), words, min(int(-expm1(-exp(-need)) * 2**32) + 2, 2**32 - 1))
     score = z[ids] / T - c.best[0] + _gumbel(bits)
     ids, score = np.append(ids, c.won), np.append(score, c.top[0])
@@ -323,18 +321,20 @@ def _plain(rows, i):
     "Row i by the definition: the rows where a rounding could decide, and a k that keeps thousands."
     value = lambda name, off: off if getattr(rows, name) is None else getattr(rows, name)[i].item()
     k, words = value("k", ALL), [w if isinstance(w, int) else w[i].item() for w in rows.words]
-    chain = Sampler(value("T", 1.), 0 if k == ALL else k, value("p", 1.), value("m", 0.))
+    p, m = min(value("p", 1.), 1.), value("m", 0.)
+    chain = Sampler(value("T", 1.), 0 if k == ALL else k, p, m)
     return draw_plain(rows.z[i:i + 1], chain, Key(words[0] | words[1] << 32, *words[2:]))
 
 def _settle(rows, i, c, details):
     "Row i, which the candidates `c` of the batch left open: id, logprob, kept."
     row = rows.row(i)
-    if row.k is None or row.k[0] == ALL:
+    if row.ks[0] == ALL:
         one = SimpleNamespace(**{n: x[i:i + 1] for n, x in vars(c).items()})
         if row.p is not None: one = _pick(row, MORE)
         if one.sure[0]: return one.won[0], *_law_of_list(one, details)
-        token = _race(row, one)
-        if token is not None: return token, *_law_of_row(row, token, one.best.item(), details)
+        with np.errstate(over="ignore"):                  # of hopeless logits, divided by T
+            token = _race(row, one)
+            if token is not None: return token, *_law_of_row(row, token, one.best.item(), details)
     out = _plain(rows, i)
     return int(out.ids), out.logprob, out.kept
 
@@ -344,7 +344,7 @@ def _draw(z, params, key, details):
     rows = _prepare(z.detach(), params, key)
     c = _pick(rows, FEW)
     logprob, kept = _law_of_list(c, details)
-    for i in np.flatnonzero(~c.sure):
+    for i in [] if c.sure.all() else np.flatnonzero(~c.sure):
         c.won[i], one, size = _settle(rows, i, c, details)
         if details: logprob[i:i + 1], kept[i:i + 1] = one, size
     ids = torch.from_numpy(c.won)
@@ -357,7 +357,8 @@ def _law_of_list(c, details):
     "Log-probability of the winner and number kept, each (B,), where candidates are everything."
     if not details: return None, None
     won = np.where(c.ids == c.won[:, None], c.d, 0).sum(1, dtype=np.float64)
-    return won - np.log(np.where(c.keep, np.exp(c.d), 0).sum(1)), c.keep.sum(1)
+    mass = (np.exp(c.d) * c.keep).cumsum(1, dtype=np.float64)[:, -1]   # in order, however wide
+    return won - np.log(mass), c.keep.sum(1)
 
 def _law_of_row(rows, token, best, details):
     "The same for a token that won a race."
@@ -367,7 +368,8 @@ def _law_of_row(rows, token, best, details):
         return law[token].item(), np.count_nonzero(rows.z[0].numpy() > -inf)
     q, s = _softmax(rows.z[0], rows.T[0]), rows.z[0].numpy() / rows.T[0]
     d = s - s.dtype.type(best)
-    passes = d > -inf if rows.m is None else (d > -inf) & (d >= rows.line.item())
+    passes = rows.z[0].numpy() > -inf
+    if rows.m is not None: passes &= d >= rows.line.item()
     kept, mass = np.count_nonzero(passes), (q * passes).sum(dtype=np.float64)
     if rows.p is not None and rows.p[0] < 1:
         p = rows.p.item()
@@ -380,7 +382,7 @@ def _law_of_row(rows, token, best, details):
 def _as_rows(logits):
     "Logits (B, V) as float32 or float64; whether they are a distribution is seen later."
     z = logits if torch.is_tensor(logits) and logits.is_floating_point() else check_logits(logits)
-    if z.ndim != 2 or z.shape[1] == 0 or z.device.type != "cpu":
+    if z.ndim != 2 or z.shape[1] == 0 or not z.is_cpu:
         raise ValueError(f"logits: shape {tuple(z.shape)} on {z.device}, not (B, V) on the CPU")
     return z if z.dtype == torch.float64 else z.float()
 
@@ -406,7 +408,5 @@ def fused_sample(
 ):                  # ids (B,)
     "One token a row: that of `sampler.draw` for the same parameters and key."
     params = SimpleNamespace(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    z, key = _as_rows(logits), Key(seed, row, position)
-    check_parts(key, len(z))
-    out = _draw(z, params, key, details)
+    out = _draw(_as_rows(logits), params, Key(seed, row, position), details)
     return out if details else out.ids

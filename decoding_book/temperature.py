@@ -7,6 +7,7 @@ __all__ = ['check_logits', 'per_row', 'temperature']
 
 # %% ../nbs/09_temperature.ipynb #7f2bf7d6
 from numbers import Real
+from sys import float_info
 
 import numpy as np
 import torch
@@ -35,7 +36,8 @@ def _number(where, v, low, high, open_low, integer):
         raise TypeError(f"{where}: {v!r} is not a number")
     inside = low is None or (low < v if open_low else low <= v)
     inside &= high is None or v <= high
-    if not inside or not abs(v) < (float("inf") if integer else 1.7e308):      # NaN too
+    finite = abs(v) < float("inf") if integer else abs(v) <= float_info.max        # NaN is not
+    if not inside or not finite:
         start, end = "(" if open_low or low is None else "[", ")" if high is None else "]"
         span = f"{-np.inf if low is None else low}, {np.inf if high is None else high}"
         raise ValueError(f"{where}: {v} is outside {start}{span}{end}")
@@ -80,8 +82,7 @@ def temperature(
     best, first = z.max(-1, keepdim=True)
     limits = torch.finfo(z.dtype)
     t = T.clamp(limits.smallest_normal, limits.max).to(z.dtype)
-    scaled = z / t
-    shifted = ((z - best) / t).clamp(min=limits.min).where(z > -torch.inf, z)
-    overflow = (scaled.isinf() & z.isfinite()).any(-1, keepdim=True)
+    shift = best.where((best / t).isinf(), 0)
+    scaled = ((z - shift) / t).clamp(min=limits.min).where(z > -torch.inf, z)
     is_first = torch.arange(z.shape[-1], device=z.device) == first
-    return torch.where(T > 0, torch.where(overflow, shifted, scaled), z.where(is_first, -torch.inf))
+    return torch.where(T > 0, scaled, z.where(is_first, -torch.inf))

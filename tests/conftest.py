@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -35,6 +36,9 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.pluginmanager.register(Recorder())
     config.option.loadscopereorder = False  # pytest-xdist: take the files as they come
+    if not config.getoption("--full"):  # the same examples every time; the full counts look for new ones
+        settings.register_profile("repeatable", derandomize=True)
+        settings.load_profile("repeatable")
     if os.environ.get("PYTEST_XDIST_WORKER"):  # several tests run at once: a thread for each
         os.environ["OMP_NUM_THREADS"] = "1"
         if "torch" in sys.modules:

@@ -410,7 +410,7 @@ def hostile(seed, row, position, draw, tokens):
 
 def test_hostile_keys(full):
     small = st.integers(0, 9)
-    @settings(max_examples=2000 if full else 200, deadline=None, derandomize=True)
+    @settings(max_examples=2000 if full else 200, deadline=None)
     @given(values, values, values, values, st.one_of(small, st.lists(small, max_size=4), values))
     def any_key(seed, row, position, draw, tokens):
         if isinstance(tokens, int) and tokens > 1000: tokens = 7

@@ -334,7 +334,7 @@ def test_hostile_calls(full, record):
 def test_hostile_by_hypothesis(full):
     number = st.one_of(st.floats(), st.integers(), st.integers(-2, 9), st.none(), st.booleans(), st.text(max_size=1))
     logit = st.one_of(st.floats(width=32), st.floats(-50, 50, width=32))
-    @settings(max_examples=2000 if full else 200, deadline=None, derandomize=True)
+    @settings(max_examples=2000 if full else 200, deadline=None)
     @given(st.integers(1, 3).flatmap(lambda v: st.lists(st.lists(logit, min_size=v, max_size=v), min_size=1, max_size=3)),
            st.one_of(number, st.lists(number, max_size=3), st.lists(st.floats(0, 3), min_size=1, max_size=3)), st.booleans())
     def any_call(z, value, first):
