@@ -9,6 +9,7 @@ __all__ = ['RULES', 'Branch', 'Beam', 'row_best', 'continuations', 'book_rule', 
 # %% ../nbs/07_beam.ipynb #cd2b2a06
 import math
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -199,7 +200,7 @@ def beam_search(
     prompt,             # a str, ids (T,) or (B, T), or a list of either, of unequal lengths
     width,              # k: how many texts are kept
     max_new_tokens,     # a text is complete at its end mark or at this length
-    length_penalty=0.,  # α of the score Σ log p / n^α, n counting the end mark
+    length_penalty=0.,  # α of the score Σ log p / n^α, n counting the end mark; -64 to 64
     n_best=1,           # how many texts to return, at most `width`
     stop=None,          # ids that end a text besides the model's `eos`
     ignore_eos=False,   # go on after the model's `eos`
@@ -211,7 +212,7 @@ def beam_search(
     width = whole("width", width)
     n_best = whole("n_best", n_best, most=width, why=", the width")
     early = check_rules(model, width, len(ends), length_penalty, early_stopping, dialect)
-    beams = [Beam(p, n, width, n_best, length_penalty, early) for p, n in zip(prompts, limits)]
+    beams = [Beam(p, n, width, n_best, float(length_penalty), early) for p, n in zip(prompts, limits)]
     run_beams(model, list(beams), ends, RULES[dialect])
     found = [beam_result(model, beam) for beam in beams]
     return found[0] if single else Batch(found)
@@ -219,8 +220,9 @@ def beam_search(
 # %% ../nbs/07_beam.ipynb #175b2c98
 def check_rules(model, width, n_ends, length_penalty, early_stopping, dialect):
     "Refuse rules that do not exist; the stopping mode."
-    if not isinstance(length_penalty, (int, float)) or not math.isfinite(length_penalty):
-        raise ValueError(f"length_penalty: {length_penalty!r} is not a finite number")
+    number = isinstance(length_penalty, Real) and not isinstance(length_penalty, bool)
+    if not number or not abs(length_penalty) <= 64:       # n^64 is still a float
+        raise ValueError(f"length_penalty: {length_penalty!r} is not a number from -64 to 64")
     if dialect not in RULES: raise ValueError(f"dialect: {dialect!r} is none of {list(RULES)}")
     if early_stopping not in (None, True, False, "never"):
         raise ValueError(f"early_stopping: {early_stopping!r} is none of True, False, 'never'")

@@ -17,7 +17,7 @@ from numbers import Real
 import torch
 
 from .loop import Draw
-from .noise import Key, _part, check_key, gumbel_max, uniform_bits
+from .noise import Key, _part, check_key, gumbel_max
 from .penalties import (bias_vector, check_history, end_ids, frequency_penalty,
                                      logit_bias, min_length, no_repeat_ngram, presence_penalty,
                                      repetition_penalty)
@@ -253,7 +253,9 @@ def _check_sampler(params):
     elif setting(params, "min_new_tokens") is not None:
         raise ValueError(f"eos: None, but min_new_tokens={params.min_new_tokens} needs an end mark")
     parts = [0 if _on_gpu(v) else v for v in (params.seed, params.rows)]
-    uniform_bits(Key(*parts), 1)                                      # refuses what is no key
+    for name, part, bits in zip(("seed", "rows"), parts, (64, 32)):
+        if part is not None: _part(name, part, bits)
+    Key(*parts).words()                                               # sizes that do not fit
     order = params.order if isinstance(params.order, (list, tuple)) else ()
     if sorted(map(str, order)) != sorted(ORDER):
         raise ValueError(f"order: {params.order!r} does not hold each of {ORDER} once")

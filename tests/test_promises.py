@@ -132,3 +132,18 @@ def test_refused(call, kind, words):
 
 def test_what_is_no_number_stays_none():
     assert math.isnan(surprisal(NAN)) and str(surprisal(0.)) == "0.0"
+
+
+def test_length_penalty_is_any_real_number_that_fits():
+    "NumPy's numbers are numbers; a power that no float holds is refused."
+    first, second = (beam_search(WORLD, "", 2, 5, length_penalty=a) for a in (np.float32(.5), .5))
+    assert repr(first) == repr(second)
+    assert math.isfinite(beam_search(WORLD, "", 2, 5, length_penalty=-64)[0].score)
+    for bad in (64.5, -400., 10**400, True, "1", None, NAN):
+        with pytest.raises(ValueError, match="length_penalty: .* is not a number from -64 to 64"):
+            beam_search(WORLD, "", 2, 5, length_penalty=bad)
+
+
+@pytest.mark.parametrize("name, bad", [("rows", -1), ("rows", [1, 2**32]), ("seed", -1), ("seed", 2**64), ("rows", "a")])
+def test_a_sampler_names_the_part_of_its_key(name, bad):
+    with pytest.raises((ValueError, TypeError), match=f"^{name}"): Sampler(**{name: bad})
