@@ -21,9 +21,9 @@ from .temperature import _number, check_logits, per_row, temperature
 # %% ../nbs/14_fused.ipynb #77217955
 def group_maxima(
     z,  # (B, V), contiguous
-    n,  # more than n groups; where V is large, at least 4 n
+    n,  # how many are wanted: there are more groups
 ):      # the first level and the last, numpy (B, G) and (B, g)
-    "Maxima of groups of 16, then of 128: tokens c, c + G, c + 2 G, ... are group c."
+    "Maxima of groups of 16 (tokens c, c + G, c + 2 G, ...), then, where V is large, of 128."
     B, V = z.shape
     if V < max(1024, 32 * n): return z.numpy(), z.numpy()              # groups of one
     G = V // 128 * 8                                                   # the rest is in no group
@@ -39,20 +39,20 @@ def _floors(last, n):
     "For each row a floor below the n-th best of its groups, (B, 1)."
     at, least = [last.shape[1] - m for m in n], _LEAST[last.dtype]
     last = np.partition(last, at[0] if len(n) == 1 else (*{*at},), axis=1)
-    lower = [x - (abs(x) * 2**-22 + 1e-37) for x in map(last.item, range(len(n)), at)]
+    lower = [x - (abs(x) * 2**-22 + 1e-37) for x in map(last.item, range(len(n)), at)]  # near 0 too
     return np.array([[x if x > least else -inf] for x in lower], last.dtype)
 
 def contenders(
     z,  # (B, V), float32 or float64, contiguous
     n,  # how many are wanted, a list of B
 ):      # rising places i V + token (m,); the rows' floors and largest logits, (B, 1)
-    "All tokens above a floor which the n-th best exceeds by more than rounding."
+    "All tokens above a floor which the n-th best exceeds by more than rounding; -inf: all finite."
     first, last = group_maxima(z, max(n))
     (B, V), G, z = z.shape, first.shape[1], z.numpy()
     floor, best = _floors(last, n), last.max(1, keepdims=True)
     at, rest = np.flatnonzero(first > floor), z[:, 16 * G:]       # groups with something above it
     if rest.size: best = np.maximum(best, rest.max(1, keepdims=True))
-    if G < V and len(at) > MOST // 16 * B: at = np.flatnonzero(z > floor)              # too many
+    if G < V and len(at) > MOST // 16 * B: at = np.flatnonzero(z > floor)    # too many groups
     elif G < V:
         row = at // G
         at = at + row * (V - G) + G * _STEPS
@@ -89,7 +89,7 @@ def _column(name, value, B):
 
 # %% ../nbs/14_fused.ipynb #7c1d0068
 def _columns(B, V, dtype, *values):
-    "T, k, p, m and line = log m: columns (B, 1), each None where it is off; and what follows."
+    "T, k, p, m, line = log m: columns (B, 1), all but T None if a plain number says off; and more."
     T, k, p, m = (_column(name, value, B) for name, value in zip(ORDER, values))
     T = np.ones((B, 1)) if T is None else T
     if k is not None: k = np.where((k > 0) & (k < V), k, ALL)
@@ -98,7 +98,7 @@ def _columns(B, V, dtype, *values):
                 k=k, ks=[ALL] * B if k is None else k[:, 0].tolist(),
                 listed=np.full((B, 1), False) if k is None else k <= MOST,
                 fits=np.full((B, 1), True) if k is None else (k <= MOST) | (k == ALL),
-                p=None if p is None else np.where(p < 1, p, 2.),       # 2 is never reached
+                p=None if p is None else np.where(p < 1, p, 2.),       # off: no mass reaches 2
                 m=m, line=None if m is None else torch.tensor(m).log().numpy(),
                 limit=1e38 * T.min().item() if T.min() < 1 else inf)
 
@@ -124,13 +124,13 @@ class _Rows(SimpleNamespace):
 
 # %% ../nbs/14_fused.ipynb #f64294b0
 def _divided(rows, T):
-    "Temperature first, for rows that overflow or have an extreme T."
+    "The batch with its temperature applied: where a row could overflow, or a T is extreme."
     rows.z, rows.T, rows.limit = temperature(rows.z, T[:, 0]), np.ones_like(rows.T), inf
     return rows
 
 # %% ../nbs/14_fused.ipynb #7c1d006d
 def _is_tame(rows, best, least):
-    "Whether `best` (B, 1) and the least logit of all can be divided; bad rows are refused."
+    "Whether the best (B, 1) and the least of the candidates can be divided; refuses bad rows."
     best = best[:, 0].tolist()
     if not all(-inf < x < inf for x in best): check_logits(rows.z)                     # raises
     return max(*map(abs, best), -least) < rows.limit
@@ -140,8 +140,9 @@ def _prepare(z, params, key):
     "The request as `_Rows`."
     values = [getattr(params, name) for name in ORDER]
     plain = all(type(v) in (int, float, type(None)) for v in values)
+    z = z.resolve_neg().contiguous()
     columns = (_columns_of_numbers if plain else _columns)(*z.shape, z.numpy().dtype, *values)
-    rows = _Rows(z=z.contiguous(), words=_words(key, len(z)), **columns)
+    rows = _Rows(z=z, words=_words(key, len(z)), **columns)
     return rows if rows.extreme is None else _divided(rows, rows.extreme)
 
 # %% ../nbs/14_fused.ipynb #7362c44e
@@ -169,12 +170,12 @@ def _everyone(rows):
 
 # %% ../nbs/14_fused.ipynb #5b0e7a61
 def _gather(rows, n):
-    "Candidates: ids, logits, probabilities (B, m); floor, best (B, 1); whether all fit (B, 1)."
+    "Candidates: ids, logits, probabilities (B, m); floor, best, whether the list is whole (B, 1)."
     z, (B, V), q = rows.z.numpy(), rows.z.shape, None
     if V <= MORE: return _everyone(rows)
     at, floor, best = contenders(rows.z, [k if k <= MOST else n for k in rows.ks])
     least = floor.min()
-    if least == -inf: least = z.reshape(-1).take(at).min(initial=0.)      # all the finite ones
+    if least == -inf: least = z.reshape(-1).take(at).min(initial=0.)      # every finite logit
     if not _is_tame(rows, best, least): return _gather(_divided(rows, rows.T), n)
     at, count = _rectangle(at, B, V)
     enough = rows.fits
@@ -199,13 +200,13 @@ def _nucleus(rows, d, keep, q):
         e /= e[:, -1:]
         mass = e if q is None else np.where(rows.listed, e, mass)
     over = mass - rows.p
-    keep[:, 1:] &= over[:, :-1] < 0                       # the mass before is that of the last
+    keep[:, 1:] &= over[:, :-1] < 0                       # the mass before: up to the one above
     near = rows.listed & (np.abs(over) < 1e-5).any(1, keepdims=True)
     return over[:, -1:] >= 0, near
 
 # %% ../nbs/14_fused.ipynb #7c1d0072
 def _filter(rows, n):
-    "Candidates in rank order, filtered: ids, logits less the best, kept, sure, ..."
+    "Candidates, filtered; with top-k or top-p in rank order. d: logits over T, less the best."
     ids, logits, q, floor, best, enough = _gather(rows, n)
     s, floor, best = logits / rows.T, floor / rows.T, best / rows.T
     if rows.k is not None or rows.p is not None:
@@ -217,7 +218,7 @@ def _filter(rows, n):
         keep &= np.arange(s.shape[1]) < rows.k
     if rows.p is not None:
         held, near = _nucleus(rows, d, keep, q)
-        sure = (sure | held) & ~near
+        sure, enough = sure | held, enough & ~near
     if rows.m is not None:
         keep, sure = keep & (d >= rows.line), sure | (floor - best < rows.line)
     return SimpleNamespace(ids=ids, d=d, keep=keep, sure=(sure & enough)[:, 0],
@@ -225,7 +226,7 @@ def _filter(rows, n):
 
 # %% ../nbs/14_fused.ipynb #7c1d0073
 def _pick(rows, n):
-    "The best of the candidates under the key's noise, with its score, and what `_filter` found."
+    "The best of the kept candidates under the key's noise, its score, and what `_filter` found."
     c = _filter(rows, n)
     score = c.d + _noise(c.ids, rows.words)
     score[~c.keep] = -inf
@@ -288,9 +289,9 @@ def _mass_before(q, s, i):
 
 # %% ../nbs/14_fused.ipynb #7c1d0077
 def _first_kept(rows, ids, score, best):
-    "The first in the order of scores that the filters keep."
+    "The first in the order of scores that the filters keep; None: rounding decides, or no token."
     p = 1. if rows.p is None else rows.p.item()
-    line = -inf if rows.m is None else rows.line.item()
+    line = -inf if rows.m is None else rows.line[0, 0]    # float64: a Python number would be rounded
     s = rows.z[0].numpy() / rows.T[0]
     q = _softmax(rows.z[0], rows.T[0]).astype(np.float64) if p < 1 else None
     value, lowest = -inf, 0                               # ranks at or after this one are out
@@ -305,20 +306,21 @@ def _first_kept(rows, ids, score, best):
 
 # %% ../nbs/14_fused.ipynb #7c1d0078
 def _race(rows, c):
-    "The token of one row that its candidates `c` cannot settle, or None where rounding decides."
+    "The token of a row that its candidates `c` leave open; None: rounding decides, or none kept."
     z, T, M = rows.z[0].numpy(), rows.T[0], c.top.item()
     words = [w if isinstance(w, int) else w.item() for w in rows.words]
     gap = (c.floor - c.best).item() if c.enough.item() else 0.     # no token outside is above it
-    need = min(max(M - gap - 1e-4, -4.), 40.)             # noise that such a token needs
+    need = min(max(M - gap - 1e-4, -4.), 40.)             # its noise; 1e-4 is for rounding
     ids, bits = lucky(len(z), words, min(int(-expm1(-exp(-need)) * 2**32) + 2, 2**32 - 1))
     score = z[ids] / T - c.best[0] + _gumbel(bits)
     ids, score = np.append(ids, c.won), np.append(score, c.top[0])
     if rows.p is None and rows.m is None: return ids[score == score.max()].min()
-    return _first_kept(rows, ids, score, c.best.item())
+    fit = score >= M                                      # below it tokens may be missing
+    return _first_kept(rows, ids[fit], score[fit], c.best.item())
 
 # %% ../nbs/14_fused.ipynb #fe1498a5
 def _plain(rows, i):
-    "Row i by the definition: the rows where a rounding could decide, and a k that keeps thousands."
+    "Row i by the definition: a rounding could decide, a top-k keeps thousands, a race found none."
     value = lambda name, off: off if getattr(rows, name) is None else getattr(rows, name)[i].item()
     k, words = value("k", ALL), [w if isinstance(w, int) else w[i].item() for w in rows.words]
     p, m = min(value("p", 1.), 1.), value("m", 0.)
@@ -332,15 +334,15 @@ def _settle(rows, i, c, details):
         one = SimpleNamespace(**{n: x[i:i + 1] for n, x in vars(c).items()})
         if row.p is not None: one = _pick(row, MORE)
         if one.sure[0]: return one.won[0], *_law_of_list(one, details)
-        with np.errstate(over="ignore"):                  # of hopeless logits, divided by T
-            token = _race(row, one)
-            if token is not None: return token, *_law_of_row(row, token, one.best.item(), details)
+        token = _race(row, one)
+        if token is not None: return token, *_law_of_row(row, token, one.best.item(), details)
     out = _plain(rows, i)
     return int(out.ids), out.logprob, out.kept
 
+@np.errstate(over="ignore")                               # hopeless logits may become -inf
 def _draw(z, params, key, details):
     "Ids, and on request log-probabilities and sizes of the kept sets, for z (B, V)."
-    if not len(z): return draw_plain(z, Sampler(), key)
+    if not len(z): return draw_plain(z, Sampler(*[getattr(params, n) for n in ORDER]), key)
     rows = _prepare(z.detach(), params, key)
     c = _pick(rows, FEW)
     logprob, kept = _law_of_list(c, details)
@@ -354,7 +356,7 @@ def _draw(z, params, key, details):
 
 # %% ../nbs/14_fused.ipynb #e1033e3e
 def _law_of_list(c, details):
-    "Log-probability of the winner and number kept, each (B,), where candidates are everything."
+    "Log-probability of the winner and number kept, each (B,): right for rows that are sure."
     if not details: return None, None
     won = np.where(c.ids == c.won[:, None], c.d, 0).sum(1, dtype=np.float64)
     mass = (np.exp(c.d) * c.keep).cumsum(1, dtype=np.float64)[:, -1]   # in order, however wide
@@ -369,11 +371,13 @@ def _law_of_row(rows, token, best, details):
     q, s = _softmax(rows.z[0], rows.T[0]), rows.z[0].numpy() / rows.T[0]
     d = s - s.dtype.type(best)
     passes = rows.z[0].numpy() > -inf
-    if rows.m is not None: passes &= d >= rows.line.item()
+    if rows.m is not None: passes &= d >= rows.line[0, 0]
     kept, mass = np.count_nonzero(passes), (q * passes).sum(dtype=np.float64)
     if rows.p is not None and rows.p[0] < 1:
         p = rows.p.item()
-        held = np.sort(q[q > (1 - p) / len(q) / 2])[::-1].cumsum(dtype=np.float64)
+        for least in (1 - p) / len(q) / 2, -1:            # all, if rounding left less than p
+            held = np.sort(q[q > least])[::-1].cumsum(dtype=np.float64)
+            if held[-1] >= p: break
         kept = min(kept, 1 + np.count_nonzero(held[:-1] < p))
         mass = held[kept - 1]
     return d[token] + np.log(q.max() / mass), kept
@@ -405,7 +409,7 @@ def fused_sample(
     row=None,       # the rows' own numbers; None: 0, 1, 2, ...
     position=0,     # how many tokens each row has
     details=False,  # return a `Draw` with the log-probabilities and the sizes of the kept sets
-):                  # ids (B,)
+):                  # ids (B,); a `Draw` with `details`
     "One token a row: that of `sampler.draw` for the same parameters and key."
     params = SimpleNamespace(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     out = _draw(_as_rows(logits), params, Key(seed, row, position), details)
