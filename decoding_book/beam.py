@@ -212,7 +212,8 @@ def beam_search(
     width = whole("width", width)
     n_best = whole("n_best", n_best, most=width, why=", the width")
     early = check_rules(model, width, len(ends), length_penalty, early_stopping, dialect)
-    beams = [Beam(p, n, width, n_best, float(length_penalty), early) for p, n in zip(prompts, limits)]
+    alpha = float(length_penalty)
+    beams = [Beam(p, n, width, n_best, alpha, early) for p, n in zip(prompts, limits)]
     run_beams(model, list(beams), ends, RULES[dialect])
     found = [beam_result(model, beam) for beam in beams]
     return found[0] if single else Batch(found)

@@ -291,7 +291,7 @@ def _mass_before(q, s, i):
 def _first_kept(rows, ids, score, best):
     "The first in the order of scores that the filters keep; None: rounding decides, or no token."
     p = 1. if rows.p is None else rows.p.item()
-    line = -inf if rows.m is None else rows.line[0, 0]    # float64: a Python number would be rounded
+    line = -inf if rows.m is None else rows.line[0, 0]    # float64, as in the plain chain
     s = rows.z[0].numpy() / rows.T[0]
     q = _softmax(rows.z[0], rows.T[0]).astype(np.float64) if p < 1 else None
     value, lowest = -inf, 0                               # ranks at or after this one are out
