@@ -184,7 +184,8 @@ def _gather(rows, n):
         at, short = at[:, :MOST + 1], ~enough[:, 0]
         at[short, -1], floor[short] = (z.argmax(1) + V * np.arange(B))[short], -inf
     logits, ids = z.reshape(-1).take(at), at
-    if B > 1: logits[at < 0], ids = -inf, at - V * np.arange(B)[:, None]
+    if B > 1: ids = at - V * np.arange(B)[:, None]
+    logits[at < 0] = -inf                                 # where a row is padded
     if rows.p is not None and max(rows.ks) == ALL:        # with top-k it is not used
         q = np.zeros_like(logits)
         for i in [i for i, k in enumerate(rows.ks) if k == ALL]:

@@ -99,7 +99,7 @@ def frequency_penalty(
     "z - alpha * (how often the token was said)."
     z = check_logits(logits)
     alpha = per_row("alpha (frequency_penalty)", alpha, z)
-    new = z - (alpha * token_counts(ids, z, mask)).to(z.dtype)
+    new = (z - (alpha * token_counts(ids, z, mask)).to(z.dtype)).where(z.isfinite(), z)
     return _in_range("alpha (frequency_penalty)", alpha, z, new)
 
 # %% ../nbs/12_penalties.ipynb #8bde645e
@@ -112,7 +112,7 @@ def presence_penalty(
     "z - beta if the token was said."
     z = check_logits(logits)
     beta = per_row("beta (presence_penalty)", beta, z)
-    new = z - (beta * (token_counts(ids, z, mask) > 0)).to(z.dtype)
+    new = (z - (beta * (token_counts(ids, z, mask) > 0)).to(z.dtype)).where(z.isfinite(), z)
     return _in_range("beta (presence_penalty)", beta, z, new)
 
 # %% ../nbs/12_penalties.ipynb #4b149cb6
@@ -166,7 +166,9 @@ def bias_vector(
         for id, value in pairs.items():
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"logit_bias: id {id}: {value!r} is not a number")
-            if not value < math.inf:
+            try: pairs[id] = float(value)
+            except OverflowError: pairs[id] = math.inf             # whatever its sign
+            if not pairs[id] < math.inf:
                 raise ValueError(f"logit_bias: id {id}: {value} is neither finite nor -inf")
         bias = list(pairs.values()) if V is None else [pairs.get(id, 0.0) for id in range(V)]
     try: bias = torch.as_tensor(np.asarray(bias) if isinstance(bias, (list, tuple)) else bias)
@@ -189,7 +191,7 @@ def logit_bias(
         raise ValueError(f"logit_bias: shape {tuple(bias.shape)}, expected {tuple(z.shape[-1:])} "
                          f"or {tuple(z.shape)}")
     ban = (bias == -torch.inf).expand(z.shape)
-    new = _in_range("logit_bias", bias, z, (z + bias.to(z.dtype)).where(~ban, z))
+    new = _in_range("logit_bias", bias, z, (z + bias.to(z.dtype)).where(~ban & z.isfinite(), z))
     return _some_left("logit_bias", bias, new.where(~ban, -torch.inf))
 
 # %% ../nbs/12_penalties.ipynb #f447d6f7

@@ -289,7 +289,7 @@ def _take_rows(name, value, rows, of=None):
         value, by_row = bias_vector(value), 2
     if len(_shape(value)) < by_row: return value
     if rows.is_cuda: return _take_on_gpu(name, value, rows)
-    n = int(rows.max()) + 1 if of is None else of
+    n = max(rows.tolist(), default=-1) + 1 if of is None else of
     if len(value) != n and (of is not None or len(value) < n):
         raise ValueError(f"{name}: {len(value)} values for {n} rows")
     if torch.is_tensor(value): return value[rows.to(value.device)]
@@ -365,12 +365,13 @@ def _trace(
         raise ValueError(f"words: {len(words)} names for {len(z)} tokens")
     after = penalize(z, params, ids)
     changed = [("penalties", after)] if not after.equal(z) else []
-    q = z.softmax(-1)
+    q, there = z.softmax(-1), z.isfinite()
     rows = [Stage("logits", None, q, [], 1.0, _bits(q), _bits(q))]
     for name, after in changed + list(stages(after, params)):
-        removed = ((q > 0) & ~after.isfinite()).nonzero()[:, 0]
+        removed = (there & ~after.isfinite()).nonzero()[:, 0]
         removed = removed[q[removed].argsort(dim=-1, descending=True, stable=True)]
         mass, q = 1 - q[removed].double().sum().item(), after.softmax(-1)
+        there = after.isfinite()
         value = getattr(params, name, None)
         rows.append(Stage(name, value, q, removed.tolist(), mass, rows[-1].bits, _bits(q)))
     return Trace(rows, words)

@@ -157,7 +157,7 @@ Z, IDS = torch.zeros(2, 4), torch.tensor([[0, 1], [2, 3]])
     (lambda: no_repeat_ngram(Z, IDS, -1), ValueError, r"n \(no_repeat_ngram\): -1 is outside"),
     (lambda: logit_bias(Z, {4: 1.}), ValueError, r"logit_bias: id 4 is outside the vocabulary 0..3"),
     (lambda: logit_bias(Z, {10**40: 1.}), ValueError, "logit_bias: id 10000"),
-    (lambda: logit_bias(Z, {1: 10**400}), TypeError, "logit_bias: "),
+    (lambda: logit_bias(Z, {1: 10**400}), ValueError, "logit_bias: id 1: 1000"),
     (lambda: repetition_penalty(Z, [[10**40], [0]], 1.), TypeError, "ids: "),
     (lambda: logit_bias(Z, {-1: 1.}), ValueError, "logit_bias: id -1"),
     (lambda: logit_bias(Z, {"a": 1.}), TypeError, "logit_bias: 'a' is no id"),

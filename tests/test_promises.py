@@ -1,5 +1,6 @@
 """What the docstrings promise, called as they say, at the edges: small cases from every module."""
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from decoding_book.exhaustive import best_first_search, exhaustive_search
 from decoding_book.fused import fused_sample
 from decoding_book.loop import generate, score
 from decoding_book.noise import Key, chi_square, gumbel_max, inverse_cdf, uniform_bits
-from decoding_book.penalties import bias_vector, logit_bias
+from decoding_book.penalties import bias_vector, frequency_penalty, logit_bias, presence_penalty
 from decoding_book.sampler import Sampler, draw
 from decoding_book.show import surprisal
 from decoding_book.toy import sequence_law, six_words
@@ -20,7 +21,7 @@ from decoding_book.topp import top_p_mask
 from decoding_book.transformer import GPT, GPTConfig
 from decoding_book.trees import tree_html
 
-NAN, WORLD = math.nan, six_words()
+INF, NAN, WORLD = math.inf, math.nan, six_words()
 
 
 def tiny():
@@ -147,3 +148,26 @@ def test_length_penalty_is_any_real_number_that_fits():
 @pytest.mark.parametrize("name, bad", [("rows", -1), ("rows", [1, 2**32]), ("seed", -1), ("seed", 2**64), ("rows", "a")])
 def test_a_sampler_names_the_part_of_its_key(name, bad):
     with pytest.raises((ValueError, TypeError), match=f"^{name}"): Sampler(**{name: bad})
+
+
+def test_penalties_leave_removed_tokens_alone():
+    "A number that overflows on a token which is not there is no reason for NaN or an error."
+    z = torch.tensor([-INF, 1.])
+    for f in (frequency_penalty, presence_penalty): assert f(z, [0], -1e39).tolist() == [-INF, 1.]
+    assert logit_bias(z, {0: 1e39}).tolist() == [-INF, 1.]
+    assert Sampler(frequency_penalty=-1e39).distribution(z, [0]).tolist() == [0., 1.]
+
+
+def test_a_bias_is_any_real_number():
+    for value in (10**30, Fraction(1, 2), 2**63, np.float32(2)):
+        assert logit_bias(torch.tensor([0., 1.]), {1: value})[1].item() == pytest.approx(float(value) + 1)
+    for value in (10**400, -10**400, INF, NAN):
+        with pytest.raises(ValueError, match="logit_bias: id 1: .* is neither finite nor -inf"): bias_vector({1: value})
+
+
+def test_a_trace_names_what_had_no_probability_left():
+    assert Sampler(top_k=1).trace(torch.tensor([0., -200., -INF])).stages[1].removed == [1]
+
+
+def test_a_sampler_for_no_rows():
+    assert len(Sampler(top_k=[1, 2, 3]).at(torch.tensor([], dtype=torch.long)).top_k) == 0

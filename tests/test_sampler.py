@@ -428,10 +428,9 @@ def scaled(z, T):
     if T == 0: return [x if i == z.index(max(z)) else -INF for i, x in enumerate(z)]
     top, limit = max(z), float(np.finfo(np.float32).max)
     T = min(max(float(T), 2.0**-126), limit)                         # float32's range, as `temperature` says
-    out = [x / T if T >= 1 or abs(x) < T * limit else INF for x in z]
-    if any(x == INF and y > -INF for x, y in zip(out, z)):           # too large: shift the best to 0 first
-        out = [max((x - top) / T if T >= 1 or top - x < T * limit else -limit, -limit) for x in z]
-    return [float(np.float32(x)) if y > -INF else -INF for x, y in zip(out, z)]
+    shift = top if T < 1 and abs(top) >= T * limit else 0.           # the best is too large: it becomes 0
+    low = lambda x: max(x / T, -limit) if T >= 1 or -x < T * limit else -limit
+    return [float(np.float32(low(x - shift))) if x > -INF else -INF for x in z]
 
 
 def reference(z, T, k, p, m):
