@@ -237,6 +237,8 @@ def test_a_list_that_was_cut_off(V, paths):
     z[0, -500:] = 3.
     for p in (.35, .3):
         for seed in range(30): compare(z, dict(top_p=p), Key(seed))
+    z[0, -900:] = .5                                       # the best: too few to hold p, while what is left of the list does
+    for seed in range(10): compare(z, dict(top_p=.3), Key(seed))
     assert paths["_first_kept"] >= 60 and paths["_plain"] < 60
 
 
