@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from decoding_book.beam import beam_search
+from decoding_book.huggingface import HuggingFace
 from decoding_book.loop import left_pad
-from decoding_book.smollm import HuggingFace, SmolLM2, dequantise, read_gguf, weights_path
+from decoding_book.smollm import SmolLM2, dequantise, read_gguf, weights_path
 
 transformers = pytest.importorskip("transformers")
 V = 40
