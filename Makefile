@@ -49,10 +49,12 @@ verify: $(READY) notebooks ## the full counts, recorded in benchmarks/verify.jso
 
 export: $(READY) ## write decoding_book/ and README.md from the notebooks
 	@$(BIN)/nbdev_export
+	@$(BIN)/python tools/front_door.py
 	@$(BIN)/python tools/readme.py
 
 outputs: $(READY) ## refresh the outputs that are committed in nbs/
 	@$(BIN)/nbdev_export
+	@$(BIN)/python tools/front_door.py
 	@$(BIN)/python tools/execute.py --jobs $(JOBS)
 	@$(BIN)/nbdev_clean
 	@$(BIN)/python tools/readme.py
