@@ -23,6 +23,7 @@ fused        the same token, many times faster: fused_sample
 entropy      how unsure a model is, and how: entropy, varentropy, attention_measures
 entropix     a sampler chosen by that doubt: EntropySampler, EntropixConfig
 cuda         the draw as Triton kernels
+huggingface  models of transformers in this loop: HuggingFace
 show         a decode to look at: tokens, bars, heat: tokens_html
 trees        a search to look at: tree_html, beam_html
 """
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from .entropy import attention_measures as attention_measures
     from .entropix import EntropySampler as EntropySampler
     from .entropix import EntropixConfig as EntropixConfig
+    from .huggingface import HuggingFace as HuggingFace
     from .show import tokens_html as tokens_html
     from .trees import tree_html as tree_html
     from .trees import beam_html as beam_html
@@ -126,6 +128,7 @@ _HOMES = {
     "attention_measures": "entropy",
     "EntropySampler": "entropix",
     "EntropixConfig": "entropix",
+    "HuggingFace": "huggingface",
     "tokens_html": "show",
     "tree_html": "trees",
     "beam_html": "trees",
