@@ -1,7 +1,7 @@
 """The adapter for models of transformers, against the models it wraps and against our own."""
 import pytest
 import torch
-from bench_smollm import reference_weights, transformers_peer
+from benchmarks.common import reference_weights, transformers_peer
 
 from decoding_book.huggingface import HuggingFace
 from decoding_book.loop import generate, left_pad

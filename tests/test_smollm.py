@@ -8,7 +8,7 @@ from importlib import metadata
 
 import pytest
 import torch
-from bench_smollm import reference_weights, transformers_peer
+from benchmarks.common import reference_weights, transformers_peer
 
 import decoding_book.smollm as smollm
 from decoding_book.loop import generate, left_pad, score
