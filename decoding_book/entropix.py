@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BRANCHES', 'ACTIONS', 'ONE', 'ENT', 'VENT', 'A_ENT', 'A_VENT', 'AGREE', 'STRENGTH', 'OPEN', 'LOOKS', 'Decision',
-           'first_branch', 'rule', 'six', 'apply_rules', 'number', 'check_number', 'check_config', 'PublishedConfig',
-           'published_rules', 'send', 'decide_as_published', 'EntropixConfig', 'check_lists', 'repaired_rules',
-           'typical_of', 'decide_repaired', 'row_sampler', 'best_of', 'EntropyDraw', 'clarifying_ids', 'check_clarify',
+           'first_branch', 'rule', 'six', 'apply_rules', 'number', 'check_config', 'PublishedConfig', 'published_rules',
+           'send', 'decide_as_published', 'EntropixConfig', 'check_lists', 'repaired_rules', 'typical_of',
+           'decide_repaired', 'row_sampler', 'best_of', 'EntropyDraw', 'clarifying_ids', 'check_clarify',
            'EntropySampler', 'just_asked', 'speak', 'draw_decided', 'law_of', 'calibrate', 'note_of', 'BranchView']
 
 # %% ../nbs/16_entropix.ipynb #23f98ee3
@@ -14,11 +14,12 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from html import escape
-from numbers import Integral, Real
+from numbers import Integral
 import re
 
 import torch
 
+from .checks import check_number, one_of
 from .entropy import Measures, follow, measure
 from .loop import Draw
 from .noise import Key, check_key
@@ -86,25 +87,16 @@ def apply_rules(
     return Decision(branch, action, T, p, whole(k).nan_to_num(-1).long(), m)
 
 # %% ../nbs/16_entropix.ipynb #1083d961
-def number(default, low=-math.inf, high=math.inf, integer=False):
+def number(default, low=None, high=None, integer=False):
     "A numeric field and its limits."
     return field(default=default, metadata=dict(low=low, high=high, integer=integer))
-
-def check_number(name, value, low, high, integer):
-    "Refuse what is no number within the limits."
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: {value!r} is not a number")
-    if integer and not isinstance(value, Integral):
-        raise TypeError(f"{name}: {value!r} is not an integer")
-    if not low <= value <= high or not math.isfinite(value):
-        raise ValueError(f"{name}: {value} is outside [{low:g}, {high:g}]")
 
 # %% ../nbs/16_entropix.ipynb #d71971ae
 def check_config(config):
     "Refuse settings that make no sense, by the field's name."
     own = vars(config)
     for f in fields(config):
-        if f.metadata: check_number(f.name, own[f.name], **f.metadata)
+        if f.metadata: own[f.name] = check_number(f.name, own[f.name], **f.metadata)
     for chain in (["low_ent_thresh", "med_ent_thresh", "high_ent_thresh"],
                   ["low_vent_thresh", "high_vent_thresh"]):
         known = [n for n in chain if n in own]
@@ -228,11 +220,8 @@ class EntropixConfig:
 def check_lists(typical, off):
     "The settings that are not numbers."
     if len(typical) != 6: raise ValueError(f"typical: {typical!r} does not hold six numbers")
-    for x in typical:
-        if isinstance(x, bool) or not isinstance(x, Real) or not 0 <= x < math.inf:
-            raise ValueError(f"typical: {x!r} is no number at or above 0")
-    for name in off:
-        if name not in BRANCHES: raise ValueError(f"off: {name!r} is not one of {BRANCHES}")
+    for x in typical: check_number("typical", x, 0)
+    for name in off: one_of("off", name, BRANCHES)
 
 # %% ../nbs/16_entropix.ipynb #efffa774
 @lru_cache(maxsize=64)
