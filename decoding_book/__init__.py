@@ -24,6 +24,7 @@ entropy      how unsure a model is, and how: entropy, varentropy, attention_meas
 entropix     a sampler chosen by that doubt: EntropySampler, EntropixConfig
 cuda         the draw as Triton kernels
 huggingface  models of transformers in this loop: HuggingFace
+checks       what refuses bad input by name
 show         a decode to look at: tokens, bars, heat: tokens_html
 trees        a search to look at: tree_html, beam_html
 """
