@@ -43,24 +43,39 @@ def page_names(
     return pages
 
 
+def exported(
+    path,  # A module of the package
+):
+    "The names in a module's `__all__`."
+    tree = parsed(path.read_text(encoding="utf-8"))
+    lists = [n.value for n in tree.body if isinstance(n, ast.Assign)
+             and any(getattr(t, "id", "") == "__all__" for t in n.targets)]
+    return set(ast.literal_eval(lists[0])) if lists else set()
+
+
 def name_index(
     project,  # Folder that holds the exported package
 ):
-    "Name -> page#anchor, from the index that the export writes."
-    path = Path(project) / settings(project)["lib_path"] / "_modidx.py"
-    if not path.is_file():
+    """Name -> {module: page#anchor}, from the index that the export writes: exported names and their public methods,
+    each also with its module in front."""
+    package = Path(project) / settings(project)["lib_path"]
+    if not (package / "_modidx.py").is_file():
         return {}
     # nbdev drops a leading number and nothing else
     pages = {re.sub(r"^\d+[a-z0-9]*_", "", n.lower().removesuffix(".ipynb")): page
              for n, page in page_names(project).items()}
     index = {}
-    for module, names in runpy.run_path(str(path))["d"]["syms"].items():
+    for module, names in runpy.run_path(str(package / "_modidx.py"))["d"]["syms"].items():
+        public = exported(package / f"{module.rpartition('.')[2]}.py")
         for name, (place, _) in names.items():
+            bare = name.removeprefix(module + ".")
+            if bare.partition(".")[0] not in public:
+                continue
             page, _, anchor = place.partition("#")
             page = page.removesuffix(".html")
             place = f"{pages.get(page, page)}.html#{anchor}"
-            index[name] = place
-            index.setdefault(name.removeprefix(module + "."), place)
+            for spelled in (bare, name):
+                index.setdefault(spelled, {})[module] = place
     return index
 
 
@@ -88,6 +103,28 @@ def defined_names(
             yield node.name, node
             if isinstance(node, ast.ClassDef):
                 yield from ((f"{node.name}.{n.name}", n) for n in node.body if isinstance(n, kinds))
+
+
+def local_names(
+    tree,  # Parsed code of a cell
+):
+    "Names that a cell gives to values of its own: parameters, assignments, functions and classes."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield node.name
+
+
+def imported_names(
+    tree,  # Parsed code of a cell
+):
+    "(name, module) of all that a cell imports by name."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield from ((alias.asname or alias.name, node.module) for alias in node.names)
 
 
 def parsed(
@@ -118,14 +155,27 @@ class Page:
                             if "default_exp" in d), None)
         headings = re.findall(r"^##+ +(.+?) *$", "\n".join(self.code("markdown")), re.M)
         self.slugs = {SLUG.sub("", h).strip().lower().replace(" ", "-") for h in headings}
+        trees = [parsed(source) for source in self.code()]
+        self.locals = {name for tree in trees for name in local_names(tree)}
+        self.imports = {name: module for tree in trees for name, module in imported_names(tree)}
 
     def code(self, kind="code"):
         "The sources of the cells of one kind."
         return [text(c) for c in self.nb["cells"] if c["cell_type"] == kind]
 
+    def place(self, name, called):
+        """Where a name leads: to this notebook's own export; else to the export it imports, or to the only one there is,
+        unless the name is also a local of this notebook (`name()` is a function all the same)."""
+        places = self.index.get(name, {})
+        own = places.get(f"{self.cfg['lib_path']}.{self.module}")
+        if own or (name.partition(".")[0] in self.locals and not called):
+            return own
+        only = next(iter(places.values())) if len(places) == 1 else None
+        return places.get(self.imports.get(name.partition(".")[0]), only)
+
     def link(self, match):
         "A name in backticks, as a link to where it is defined."
-        place = self.index.get(match[1])
+        place = self.place(match[1], match[2])
         if place is None:
             return match[0]
         page, _, anchor = place.partition("#")
@@ -226,7 +276,7 @@ class Page:
                 out.append({**cell, "source": self.linked(before)})
             else:
                 out.append(cell)
-        return {**self.nb, "cells": out}
+        return {**self.nb, "cells": [finished(cell, n) for n, cell in enumerate(out)]}
 
 
 def text(
@@ -234,6 +284,51 @@ def text(
 ):
     "The source of a cell, which may be stored as a list of lines."
     return "".join(cell["source"])
+
+
+def lines(
+    words,  # Text, whole or as a list of lines
+):
+    "Text as a list of lines, which is how notebooks are stored and the only form that Quarto reads."
+    return "".join(words).splitlines(keepends=True)
+
+
+def raw_html(
+    html,  # HTML, whole or as a list of lines
+):
+    "The same as a raw block of Markdown, which its content cannot close."
+    html = "".join(html).strip("\n")
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", html))])
+    return f"{fence}{{=html}}\n{html}\n{fence}\n"
+
+
+def stored_output(
+    output,  # Of a code cell
+):
+    """An output as it is stored: lines, and HTML as Markdown that holds it. Quarto takes any output of type text/html
+    for a widget, and loads jQuery and RequireJS from elsewhere for it."""
+    output = {**output}
+    if "text" in output:
+        output["text"] = lines(output["text"])
+    if "data" in output:
+        data = dict(output["data"])
+        if html := data.get("text/html"):
+            data = {"text/markdown": raw_html(html)}
+        output["data"] = {kind: lines(value) if kind.startswith("text/") else value
+                          for kind, value in data.items()}
+    return output
+
+
+def finished(
+    cell,    # As the page has it
+    number,  # Its place in the page
+):
+    "A cell with all that the notebook format asks for."
+    cell = {"id": f"cell-{number}", **cell, "source": lines(cell["source"])}
+    if cell["cell_type"] == "code":
+        cell["outputs"] = [stored_output(o) for o in cell.get("outputs", [])]
+        cell.setdefault("execution_count", None)
+    return cell
 
 
 def figure_text(
