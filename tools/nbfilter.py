@@ -156,6 +156,9 @@ class Page:
         headings = re.findall(r"^##+ +(.+?) *$", "\n".join(self.code("markdown")), re.M)
         self.slugs = {SLUG.sub("", h).strip().lower().replace(" ", "-") for h in headings}
         trees = [parsed(source) for source in self.code()]
+        door = self.project / self.cfg["lib_path"] / "__init__.py"
+        front = parsed(door.read_text(encoding="utf-8")) if door.is_file() else parsed("")
+        self.front = {name for name, _ in imported_names(front)}  # what the package itself offers
         self.locals = {name for tree in trees for name in local_names(tree)}
         self.imports = {name: module for tree in trees for name, module in imported_names(tree)}
 
@@ -164,14 +167,16 @@ class Page:
         return [text(c) for c in self.nb["cells"] if c["cell_type"] == kind]
 
     def place(self, name, called):
-        """Where a name leads: to this notebook's own export; else to the export it imports, or to the only one there is,
-        unless the name is also a local of this notebook (`name()` is a function all the same)."""
-        places = self.index.get(name, {})
+        """Where a name leads: to this notebook's own export; else, unless it is a local of this notebook (`name()` is a
+        function all the same), to the export it imports, or to the only one where no plain word could be meant."""
+        places, first = self.index.get(name, {}), name.partition(".")[0]
         own = places.get(f"{self.cfg['lib_path']}.{self.module}")
-        if own or (name.partition(".")[0] in self.locals and not called):
+        if own or (first in self.locals and not called):
             return own
-        only = next(iter(places.values())) if len(places) == 1 else None
-        return places.get(self.imports.get(name.partition(".")[0]), only)
+        if first in self.imports and self.imports[first] in places:
+            return places[self.imports[first]]
+        sure = called or first in self.front or not re.fullmatch("[a-z]+", name)
+        return next(iter(places.values())) if sure and len(places) == 1 else None
 
     def link(self, match):
         "A name in backticks, as a link to where it is defined."
