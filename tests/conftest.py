@@ -107,7 +107,7 @@ def site(request, tmp_path_factory):
                 return out
             time.sleep(0.2)
         pytest.fail("the site was not built by the other test worker")
-    done = subprocess.run([sys.executable, ROOT / "tools/site.py", "--project", ROOT,
+    done = subprocess.run([sys.executable, ROOT / "tools/build_site.py", "--project", ROOT,
                            "--out", shared / "site.new", "--work", shared / "stage"],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

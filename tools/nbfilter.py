@@ -1,6 +1,6 @@
 """Turn a notebook as it is written into the notebook that the site shows.
 
-Quarto runs this as a filter (a notebook on stdin, a notebook on stdout); tools/site.py imports it. It drops the cells
+Quarto runs this as a filter (a notebook on stdin, a notebook on stdout); tools/build_site.py imports it. It drops the cells
 marked `#| hide`, folds cells of imports, gives every exported name an anchor and a link to its source, links names in
 backticks and notebooks by their pages, makes the first heading the page's title, and adds how to run the chapter.
 """
@@ -10,11 +10,13 @@ import re
 import runpy
 import sys
 from configparser import ConfigParser
+from functools import cache
 from html import escape
 from pathlib import Path
 
 import yaml
 
+ROOT = Path(__file__).resolve().parent.parent
 DIRECTIVE = re.compile(r"^#\|\s*(\w+)\s*:?\s*(.*)$")
 OWN = {"default_exp", "export", "exporti", "exports", "hide", "hide_input"}
 BACKTICKS = re.compile(r"(?<![\[`])`([A-Za-z_][\w.]*)(\(\))?`(?![`\]])")
@@ -31,6 +33,7 @@ def settings(
     return config["DEFAULT"]
 
 
+@cache
 def page_names(
     project,  # Folder that holds nbs/
 ):
@@ -53,6 +56,7 @@ def exported(
     return set(ast.literal_eval(lists[0])) if lists else set()
 
 
+@cache
 def name_index(
     project,  # Folder that holds the exported package
 ):
@@ -153,6 +157,9 @@ class Page:
         self.blob = f"{self.cfg['git_url']}/blob/{self.cfg['branch']}"
         self.module = next((d["default_exp"] for d, _ in map(split_directives, self.code())
                             if "default_exp" in d), None)
+        path = self.project / self.cfg["lib_path"] / f"{self.module}.py"
+        tree = parsed(path.read_text(encoding="utf-8")) if path.is_file() else parsed("")
+        self.line_of = {name: f"#L{node.lineno}" for name, node in defined_names(tree)}  # in the generated module
         headings = re.findall(r"^##+ +(.+?) *$", "\n".join(self.code("markdown")), re.M)
         self.slugs = {SLUG.sub("", h).strip().lower().replace(" ", "-") for h in headings}
         trees = [parsed(source) for source in self.code()]
@@ -200,19 +207,13 @@ class Page:
                                for i, p in enumerate(parts)))
         return "\n".join(out)
 
-    def line_of(self, name):
-        "The line of the generated module on which a name is defined."
-        path = self.project / self.cfg["lib_path"] / f"{self.module}.py"
-        tree = parsed(path.read_text(encoding="utf-8")) if path.is_file() else parsed("")
-        return next((f"#L{n.lineno}" for m, n in defined_names(tree) if m == name), "")
-
     def label(self, tree):
         "The line above an exported cell: anchors for its names, and a link to the module."
         names = [n for n, _ in defined_names(tree)]
         if not names:
             return None
         ids = "".join(f'<a id="{n.lower()}"></a>' for n in names if n.lower() not in self.slugs)
-        url = f"{self.blob}/{self.cfg['lib_path']}/{self.module}.py{self.line_of(names[0])}"
+        url = f"{self.blob}/{self.cfg['lib_path']}/{self.module}.py{self.line_of.get(names[0], '')}"
         module = f"{self.cfg['lib_path']}.{self.module}"
         return markdown(f'```{{=html}}\n<div class="exported">{ids}in <a href="{url}" '
                         f'title="Its source, as exported"><code>{module}</code></a></div>\n```')
@@ -240,12 +241,11 @@ class Page:
             return markdown(f"::: {{.run-line}}\n{source}\n:::")
         colab = (f"https://colab.research.google.com/github/{cfg['user']}/{cfg['repo']}"
                  f"/blob/{cfg['branch']}/{path}")
-        install = f'%pip install fastcore "{cfg["lib_name"]}[model] @ git+{cfg["git_url"]}"'
         return markdown(
             f"::: {{.run-line}}\n**Run this chapter**: `make lab`, then open `{path}`; or "
             f"[open it in Colab]({colab}). Read its {source}.\n\n"
             f"```{{=html}}\n<details><summary>Colab needs this cell first</summary>"
-            f"<code>{escape(install)}</code></details>\n```\n:::")
+            f"<pre><code>{escape(install_cell(cfg))}</code></pre></details>\n```\n:::")
 
     def head(self, cells):
         "The front matter with title and subtitle, how to run it, then the cells without these."
@@ -289,6 +289,19 @@ def text(
 ):
     "The source of a cell, which may be stored as a list of lines."
     return "".join(cell["source"])
+
+
+def install_cell(
+    cfg,  # The project's metadata
+):
+    """What `make env` does, as a cell for a notebook opened elsewhere: the folder, so that benchmarks/ is found, the
+    package and what the chapters import beside it, the two wheels. Large libraries stay as they are there."""
+    make = (ROOT / "Makefile").read_text(encoding="utf-8")
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    beside = [pin for pin in pins if pin.startswith(("fastcore==", "transformers=="))]
+    wheels = re.search(r"^FILES := (.+)$", make, re.M)[1]
+    return (f"!git clone -q --depth 1 {cfg['git_url']}\n%cd {cfg['repo']}/nbs\n"
+            f'%pip install -q "..[model]" {" ".join(beside)} triton\n%pip install -q --no-deps {wheels}')
 
 
 def lines(
@@ -356,7 +369,7 @@ def markdown(
 
 def main():
     "Filter stdin to stdout. The front matter's output-file tells which notebook it is."
-    nb, project = json.load(sys.stdin), Path(__file__).resolve().parent.parent
+    nb, project = json.load(sys.stdin), ROOT
     raw = text(nb["cells"][0]) if nb["cells"] else ""
     page = re.search(r"^output-file:\s*(\S+)\.html", raw, re.M)
     names = {v: k for k, v in page_names(project).items()}

@@ -1,6 +1,6 @@
 """Build the site from a project's notebooks as they stand, with Quarto if it is installed, else in pure Python.
 
-    python tools/site.py --project build/book --out _site
+    python tools/build_site.py --project build/book --out _site
 
 Both renderers get the same staged folder: the filtered notebooks under their page names, and `_quarto.yml` with its
 paths changed to match. Afterwards the pages are made to need no network: KaTeX comes from tools/vendor/.
