@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Prediction', 'LanguageModel', 'Context', 'Draw', 'greedy', 'as_prompts', 'left_pad', 'as_stops', 'settled', 'Step',
-           'log_normalizer', 'stream', 'token_texts', 'new_text', 'Generation', 'generate', 'score']
+           'stream', 'token_texts', 'new_text', 'Generation', 'generate', 'score']
 
 # %% ../nbs/01_loop.ipynb #a8f88bf5
 from dataclasses import dataclass, field, replace
@@ -15,6 +15,8 @@ from time import monotonic
 from typing import Callable, Iterator, Protocol, runtime_checkable
 
 import torch
+
+from .checks import check_answer, log_normalizer, whole
 
 # %% ../nbs/01_loop.ipynb #02564ff1
 @dataclass
@@ -211,28 +213,11 @@ class Step:
         own = part(replace(self, draw=None))
         return Step(**own | {"row": torch.zeros_like(own["row"]), "draw": Draw(**part(self.draw))})
 
-# %% ../nbs/01_loop.ipynb #28be9bf2
-def log_normalizer(
-    logits,      # (..., V)
-    where="",    # added to the error: which position
-):               # (...), float32 at least
-    "log Σ exp(logits) of each row; a ValueError names the first row that is no distribution."
-    z = logits if logits.dtype == torch.float64 else logits.float()
-    log_z = z.logsumexp(-1)
-    for at in (~log_z.isfinite()).nonzero()[:1].tolist():
-        row = logits[tuple(at)]
-        what = ("NaN" if row.isnan().any() else
-                "+inf" if (row == torch.inf).any() else "no finite logit")
-        raise ValueError(f"logits: row {', '.join(map(str, at)) or 0}{where} has {what}")
-    return log_z
-
 # %% ../nbs/01_loop.ipynb #774ff29e
 def _choose(model, prediction, choose, context, alternatives):
     "Ask the chooser, check both answers, and note the log-probabilities."
     logits = prediction.logits
-    if logits.shape != (len(context.row), model.vocab_size):
-        raise ValueError(f"model: returned logits of shape {tuple(logits.shape)}, expected "
-                         f"{(len(context.row), model.vocab_size)}")
+    check_answer(logits, len(context.row), model.vocab_size)
     own = logits.log_softmax(-1, dtype=None if logits.dtype == torch.float64 else torch.float32)
     if not own.amax(-1).isfinite().all():                       # this names the row
         log_normalizer(logits, f" at position {context.ids.shape[1]}")
@@ -296,18 +281,14 @@ def stream(
     "Decode, yielding each position as soon as it is chosen."
     prompts, _ = as_prompts(model, prompt)
     if not callable(choose): raise TypeError(f"choose: {choose!r} is not callable")
-    counts = ("max_new_tokens", max_new_tokens, 1), ("alternatives", alternatives, 0)
-    for name, value, least in counts:
-        if not isinstance(value, Integral) or isinstance(value, bool):
-            raise TypeError(f"{name}: {value!r} is not an integer")
-        if value < least: raise ValueError(f"{name}: {value} is below {least}")
+    n, alternatives = whole("max_new_tokens", max_new_tokens), whole("alternatives", alternatives, 0)
     limit = getattr(model, "context", None)
     for i, p in enumerate(prompts):
         if limit and len(p) >= limit:
             raise ValueError(f"prompt, row {i}: {len(p)} tokens leave no room in a context "
                              f"of {limit}")
     ends, strings = as_stops(model, stop, ignore_eos)
-    return _stream(model, prompts, choose, int(max_new_tokens), ends, strings, alternatives)
+    return _stream(model, prompts, choose, n, ends, strings, alternatives)
 
 # %% ../nbs/01_loop.ipynb #ce8de8f2
 def token_texts(
@@ -458,8 +439,7 @@ def score(
 ):                  # (B, T) nats; nan where there is none: padding, a first token without a start
     "Log-probability of each token of a text, given those before it."
     rows, _ = as_prompts(model, text_or_ids, "text_or_ids")
-    if not isinstance(chunk, Integral) or chunk < 1:
-        raise ValueError(f"chunk: {chunk!r} is no number of positions")
+    chunk = whole("chunk", chunk)
     ids, mask = left_pad(rows, getattr(model, "device", "cpu"))
     begins = getattr(model, "start_ids", None) == []
     if begins:        # such a model predicts the first token after nothing: a column of padding
@@ -472,9 +452,7 @@ def score(
         new_mask = None if mask[:, :b].all() else mask[:, a:b]
         with torch.no_grad():
             logits = model(ids[:, a:b], mask=new_mask, cache=cache, last_only=False).logits
-        if logits.shape != (len(ids), b - a, model.vocab_size):
-            raise ValueError(f"model: returned logits of shape {tuple(logits.shape)}, expected "
-                             f"{(len(ids), b - a, model.vocab_size)}")
+        check_answer(logits, len(ids), b - a, model.vocab_size)
         known = mask[:, a + 1:b + 1] & (mask[:, a:b] | begins)
         log_normalizer(logits.masked_fill(~known[..., None], 0), f" (row, position from {a})")
         z = logits.log_softmax(-1, dtype=None if logits.dtype == torch.float64 else torch.float32)
