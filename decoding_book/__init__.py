@@ -150,7 +150,7 @@ def __dir__():
 
 
 class _NamedAsItsFunction(ModuleType):
-    "`temperature`, `entropy` and `greedy` name a module and a function: such a module can be called."
+    "`temperature`, `entropy` and `greedy` name a module and its function: it can be called."
 
     @property
     def __wrapped__(self):

@@ -1,4 +1,5 @@
-"The breaks of tests/breaks/ fit the package: `tools/mutate.py` applies them, `make verify` runs all."
+"The breaks of tests/breaks/ fit the package: `tools/mutate.py` applies them in `make verify`."
+
 import shlex
 from pathlib import Path
 

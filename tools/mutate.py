@@ -4,10 +4,11 @@
     python tools/mutate.py loop smollm    those of two modules
     python tools/mutate.py --list         what there is
 
-The breaks stand in tests/breaks/<module>.toml: why it matters, a piece of the module's text that occurs exactly once, what
-takes its place, and the tests that should notice (pytest arguments). The package is copied to a folder under build/ and
-broken there; the tests run against the copy.
+The breaks stand in tests/breaks/<module>.toml: why it matters, a piece of the module's text that
+occurs exactly once, what takes its place, and the tests that should notice (pytest arguments). The
+package is copied to a folder under build/ and broken there; the tests run against the copy.
 """
+
 import argparse
 import json
 import os
@@ -26,7 +27,6 @@ except ImportError:  # before Python 3.11
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIES = ROOT / "build" / f"mutate-{os.getpid()}"  # two runs do not meet
-
 
 
 def read_breaks():
@@ -48,7 +48,9 @@ def run(
     "Run Python in the copy's folder, so that the copy is what it imports."
     path = os.pathsep.join(filter(None, [str(copy()), os.environ.get("PYTHONPATH", "")]))
     env = dict(os.environ, PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1")
-    return subprocess.run([sys.executable, *args], cwd=copy(), env=env, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, *args], cwd=copy(), env=env, capture_output=True, text=True
+    )
 
 
 def run_tests(
@@ -65,8 +67,11 @@ def run_tests(
 def fresh_copy():
     "The package as it is, copied."
     shutil.rmtree(copy(), ignore_errors=True)
-    shutil.copytree(ROOT / "decoding_book", copy() / "decoding_book",
-                    ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "decoding_book",
+        copy() / "decoding_book",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
 
 
 def check_origin():
@@ -106,6 +111,23 @@ def attempt(
     return run_tests(row["tests"]), time.perf_counter() - start
 
 
+def find_survivors(
+    rows,  # Breaks
+    pool,  # Where they are tried
+):
+    "Try every break, say what came of it, and return the survivors in words."
+    suites, survivors = sorted({r["tests"] for r in rows}), []
+    for tests, passed in zip(suites, pool.map(clean, suites)):
+        if not passed:
+            sys.exit(f"{tests} fails before anything is broken")
+    for row, (survived, seconds) in zip(rows, pool.map(attempt, rows)):
+        if survived:
+            survivors.append("{module}: {why} ({tests})".format(**row))
+        verdict = "SURVIVED" if survived else "noticed"
+        print(f"  {verdict:8} {row['module']:12} {row['why']} ({seconds:.0f} s)", flush=True)
+    return survivors
+
+
 def main():
     "Run the rows that were asked for, and name the survivors."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -121,17 +143,8 @@ def main():
         return
     if args.jobs > 1:
         os.environ["OMP_NUM_THREADS"] = "1"
-    survivors = []
     with ProcessPoolExecutor(args.jobs) as pool:
-        suites = sorted({r["tests"] for r in rows})
-        for tests, passed in zip(suites, pool.map(clean, suites)):
-            if not passed:
-                sys.exit(f"{tests} fails before anything is broken")
-        for row, (survived, seconds) in zip(rows, pool.map(attempt, rows)):
-            if survived:
-                survivors.append("{module}: {why} ({tests})".format(**row))
-            verdict = "SURVIVED" if survived else "noticed"
-            print(f"  {verdict:8} {row['module']:12} {row['why']} ({seconds:.0f} s)", flush=True)
+        survivors = find_survivors(rows, pool)
     print(f"{len(rows) - len(survivors)} of {len(rows)} breaks were noticed")
     if args.record:
         path = Path(args.record)
