@@ -21,7 +21,7 @@ NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 MODULES = sorted((ROOT / "decoding_book").glob("*.py"))
 BIN = Path(sys.executable).parent
 EAGER = {"torch", "numpy", "matplotlib", "decoding_book"}
-LAZY = EAGER | {"tokenizers", "jinja2", "safetensors", "tqdm", "triton"}
+LAZY = EAGER | {"tokenizers", "jinja2", "safetensors", "tqdm", "triton", "gguf"}
 HEAVY = {"torch", "numpy", "matplotlib", "gguf", "tokenizers", "jinja2", "tqdm", "transformers",
          "IPython", "scipy", "triton", "nbdev", "fastcore", "execnb"}
 
