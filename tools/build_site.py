@@ -18,6 +18,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from nbfilter import Page, lines, page_names, text  # noqa: E402
+from pages import improve  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 KATEX = re.compile(r"https://cdn\.jsdelivr\.net/npm/katex@[^/\"']+/dist/?")
@@ -128,6 +129,8 @@ def finish(
         sys.exit("the site would need the network: " + "; ".join(outside))
     if katex:
         shutil.copytree(ROOT / "tools/vendor/katex", site / "site_libs/katex", dirs_exist_ok=True)
+    shutil.copy2(ROOT / "tools/book.js", site)
+    improve(site)
     index = site / "search.json"
     if index.is_file():
         found = index.read_text(encoding="utf-8")
