@@ -16,13 +16,13 @@ const frames = new ResizeObserver((seen) => seen.forEach(({ target }) => {
 }));
 document.querySelectorAll("main pre, main table, main .math.display").forEach((box) => frames.observe(box));
 
-// Search: every word must occur. A page's or a section's name weighs most, then a term that the section defines.
+// Search: every word must occur. A page's name and a term where it is defined weigh most, then a section's name.
 const words = (text) => (text || "").toLowerCase().match(/[\p{L}\p{N}]+/gu) || [];
 const AT_THE_END = /^(exercises|references|in short)$/i;
 
 function found(entry, asked) {
   const fields = [[entry.section ? 2 : 12, 1, words(entry.title)], [8, 1, words(entry.section)],
-                  [6, 1, words(entry.terms)], [1, 3, words(entry.text)]];
+                  [12, 1, words(entry.terms)], [1, 3, words(entry.text)]];
   let score = 0;
   for (const word of asked) {
     let here = 0;

@@ -31,8 +31,9 @@ def plain_math(
 def is_table(
     lines,  # of an output
 ):
-    "Whether it is set in columns: most lines have a gap of spaces after their first word."
-    return len(lines) > 1 and sum(bool(re.search(r"\S {2,}\S", line)) for line in lines) > len(lines) / 2
+    "Whether it is set in columns: short lines, and most with a gap of spaces after their first word."
+    gaps = sum(bool(re.search(r"\S {2,}\S", line)) for line in lines)
+    return len(lines) > 1 and gaps > len(lines) / 2 and max(map(len, lines)) <= 100
 
 
 def frame(
@@ -61,10 +62,12 @@ def for_everyone(
 def terms(
     page,  # HTML of a rendered page
 ):
-    "Section -> what it sets in bold, its terms."
-    parts = re.split(r'<section id="([^"]*)"', page)
-    return {name: unescape(TAG.sub("", " ".join(re.findall(r"<strong>(.*?)</strong>", part, re.S))))
-            for name, part in zip(["", *parts[1::2]], parts[::2])}
+    "Section -> its terms: what it sets in bold, in up to three words."
+    found, parts = {}, re.split(r'<section id="([^"]*)"', page)
+    for name, part in zip(["", *parts[1::2]], parts[::2]):
+        bold = [unescape(TAG.sub("", b)) for b in re.findall(r"<strong>(.*?)</strong>", part, re.S)]
+        found[name] = " ".join(b for b in bold if len(b.split()) <= 3)
+    return found
 
 
 def better_index(
@@ -77,7 +80,7 @@ def better_index(
     for entry in entries:
         name, _, section = entry["href"].partition("#")
         entry["terms"] = found.get(name, {}).get(section, "")
-        for tex in set(MATH.findall(pages.get(name, ""))):
+        for tex in sorted(set(MATH.findall(pages.get(name, ""))), key=len, reverse=True):
             tex = " ".join(unescape(tex).split())
             if "\\" in tex or "{" in tex:
                 entry["text"] = entry["text"].replace(tex, plain_math(tex))
