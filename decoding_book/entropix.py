@@ -293,9 +293,11 @@ def best_of(
     return torch.zeros_like(q).scatter(-1, order, law)
 
 # %% ../nbs/16_entropix.ipynb #1328979d
+@dataclass(eq=False)
 class EntropyDraw(Draw):
-    "A `Draw` that remembers why: the measures and the decision, each field (B,)."
-    __slots__ = ("measures", "decision")
+    "A `Draw` that remembers why, each field of the two (B,)."
+    measures: Measures | None = None
+    decision: Decision | None = None
 
 # %% ../nbs/16_entropix.ipynb #563c52f1
 def clarifying_ids(clarify, tokenizer):
@@ -334,7 +336,7 @@ class EntropySampler:
             raise TypeError(f"config: {self.config!r} is no configuration")
         keys = Sampler(seed=self.seed, rows=self.rows, backend=self.backend)
         ids = clarifying_ids(self.clarify, self.tokenizer)
-        self.__dict__.update(_keys=keys, _ids=ids, _state={})
+        self.__dict__.update(_keys=keys, _ids=ids)
 
     def decide(self, found, asked=None):
         "The `Decision` for some `Measures`; `asked` (B,): was the clarifying token just said?"
@@ -354,10 +356,11 @@ class EntropySampler:
         key = Key(own.seed, context.row if own.rows is None else own.rows, context.lengths)
         n = self.config.n_adaptive_samples
         ids, kept = draw_decided(prediction.logits, decision, key, n, self.backend)
-        ids = speak(self._ids, ids, decision, context, self._state)
-        out = EntropyDraw(ids, None, kept, found.entropy, found.varentropy, decision.branch)
-        out.measures, out.decision = found, decision
-        return out
+        if self._ids:
+            said = context.memory.get(self, torch.zeros_like(ids))
+            ids, context.memory[self] = speak(self._ids, ids, decision, said)
+        return EntropyDraw(ids, None, kept, found.entropy, found.varentropy, decision.branch,
+                           found, decision)
 
     def law(self, logits, decision):
         "The exact probabilities (B, V) of the next token under a decision."
@@ -381,23 +384,14 @@ def speak(
     clarify,   # ids of the clarifying token
     ids,       # (B,) what was drawn
     decision,  # `Decision` (B,), corrected where a row is in the middle of it
-    context,   # a `Context`
-    state,     # a dict: how far each row is; one generation at a time
-):             # ids (B,)
+    done,      # (B,) how many of them each row has said so far
+):             # ids (B,), and how many have been said then
     "Put the clarifying token where it was decided; one of several ids takes several steps."
-    if not clarify: return ids
-    n = len(clarify)
-    if n == 1: return ids.masked_fill(decision.action == 1, clarify[0])
-    said = state.get("said")
-    if said is None or len(said) < len(ids): said = torch.zeros_like(ids)
-    done = said[context.row].masked_fill(context.lengths == context.prompt_lengths, 0)
-    speaking = (done > 0) | (decision.action == 1)
     decision.action, decision.branch = (x.masked_fill(done > 0, 1)
                                         for x in (decision.action, decision.branch))
-    now = ((done + 1) % n).masked_fill(~speaking, 0)
-    state["said"] = said.index_put((context.row,), now)
+    speaking = decision.action == 1
     for i, id in enumerate(clarify): ids = ids.masked_fill(speaking & (done == i), id)
-    return ids
+    return ids, ((done + 1) % len(clarify)).masked_fill(~speaking, 0)
 
 # %% ../nbs/16_entropix.ipynb #73a8c72e
 def draw_decided(
@@ -463,7 +457,7 @@ def note_of(
 ):         # one line
     "Why a token was chosen as it was."
     text = f"{BRANCHES[draw.branch[j]]}: {draw.entropy[j]:.2f} bits, {draw.varentropy[j]:.2f} bits²"
-    if not isinstance(draw, EntropyDraw): return text            # a row cut out of its batch
+    if not isinstance(draw, EntropyDraw): return text            # another chooser's
     m, d = draw.measures, draw.decision
     if m.agreement is not None:
         text += (f"; attention {m.attention_entropy[j]:.2f} bits, "

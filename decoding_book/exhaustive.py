@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 
 from .checks import log_normalizer, whole
-from .loop import as_prompts, as_stops, left_pad, new_text, token_texts
+from .loop import Result, as_prompts, as_stops, left_pad, new_text, token_texts
 
 # %% ../nbs/05_exhaustive.ipynb #26f9efce
 @dataclass(repr=False, eq=False)
-class Hypothesis:
+class Hypothesis(Result):
     "A text that a search found, and what it is worth."
     ids: torch.Tensor         # (n,) the new tokens, the end mark included
     logprobs: torch.Tensor    # (n,) nats, of each token after those before it
@@ -28,7 +28,7 @@ class Hypothesis:
     score: float              # what the search ranked it by
     finished: bool            # ended by an end mark; False: cut at the length limit
     prompt_ids: torch.Tensor  # (T,) what it continues
-    model: object             # for its `decode`
+    model: object             # for its `decode`; saved, only `KnownTexts` stay of it
 
     def __len__(self): return len(self.ids)
 
@@ -59,7 +59,7 @@ class Hypothesis:
         return tokens_html(**self._view(), caption=self._caption())
 
 # %% ../nbs/05_exhaustive.ipynb #7e4241cf
-class Hypotheses(list):
+class Hypotheses(Result, list):
     "What a search returns: hypotheses, best first, and what they cost."
     def __init__(
         self,
@@ -71,6 +71,13 @@ class Hypotheses(list):
     ):
         super().__init__(found)
         self.rows, self.bound, self.proven, self.steps = rows, bound, proven, steps
+
+    @property
+    def model(self): "Whose texts these are, or None."; return self[0].model if self else None
+
+    def with_model(self, model):
+        texts = [h.with_model(model) for h in self]
+        return Hypotheses(texts, self.rows, self.bound, self.proven, self.steps)
 
     def __repr__(self):
         lines = [f"{i}. {h}" for i, h in enumerate(self)]

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Prediction', 'LanguageModel', 'Context', 'Draw', 'greedy', 'as_prompts', 'left_pad', 'as_stops', 'settled', 'Step',
-           'stream', 'token_texts', 'new_text', 'Generation', 'generate', 'score']
+           'stream', 'token_texts', 'new_text', 'KnownTexts', 'Result', 'Generation', 'generate', 'score']
 
 # %% ../nbs/01_loop.ipynb #a8f88bf5
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral
 from os import environ
 from os.path import commonprefix
@@ -54,6 +54,7 @@ class Context:
     mask: torch.Tensor            # (B, N) bool, False = padding
     prompt_lengths: torch.Tensor  # (B,) real tokens that were given
     row: torch.Tensor             # (B,) the row's number in the call, whoever has left since
+    memory: dict = field(default_factory=dict)  # {chooser: (B, ...) or a list of B}, carried along
 
     @property
     def lengths(self):
@@ -195,6 +196,13 @@ class _Text:
         return new
 
 # %% ../nbs/01_loop.ipynb #01f90ef9
+def _pick(values, rows):
+    "The entries of some rows: of a tensor (B, ...), a list of B, or each field of a dataclass."
+    if values is None: return None
+    if torch.is_tensor(values): return values[rows]
+    if isinstance(values, list): return [values[j] for j in rows]
+    return replace(values, **{f.name: _pick(getattr(values, f.name), rows) for f in fields(values)})
+
 @dataclass(eq=False)
 class Step:
     "One position of a decode, for the rows still running."
@@ -209,9 +217,7 @@ class Step:
 
     def only(self, j):
         "The step as its `j`-th row saw it, as row 0 of a batch of one."
-        def part(obj): return {k: v if v is None else v[j:j + 1] for k, v in vars(obj).items()}
-        own = part(replace(self, draw=None))
-        return Step(**own | {"row": torch.zeros_like(own["row"]), "draw": Draw(**part(self.draw))})
+        return replace(_pick(self, [j]), row=torch.zeros_like(self.row[:1]))
 
 # %% ../nbs/01_loop.ipynb #774ff29e
 def _choose(model, prediction, choose, context, alternatives):
@@ -233,7 +239,7 @@ def _choose(model, prediction, choose, context, alternatives):
         raise ValueError(f"choose: returned ids {ids.tolist()} for {len(own)} rows of a vocabulary "
                          f"of {model.vocab_size}")
     ids = ids.long().clone()                                    # its buffer may be used again
-    return draw, ids, own.gather(1, ids[:, None])[:, 0], top_ids[:, :n], top[:, :n]
+    return draw, ids, own.gather(1, ids[:, None])[:, 0], top_ids[:, :n].clone(), top[:, :n].clone()
 
 # %% ../nbs/01_loop.ipynb #1a9f5fb0
 def _stream(model, prompts, choose, max_new_tokens, end_ids, stops, alternatives):
@@ -245,12 +251,12 @@ def _stream(model, prompts, choose, max_new_tokens, end_ids, stops, alternatives
     decode, encode = getattr(model, "decode", lambda ids: ""), getattr(model, "encode", None)
     texts = [_Text(decode, p.tolist(), stops, encode) for p in prompts]
     attend = getattr(choose, "attention", False)
-    fed = 0                                  # columns that the cache already holds
+    fed, memory = 0, {}            # columns that the cache already holds; what choosers remember
     for n in range(1, max_new_tokens + 1):
         new_mask = None if mask[:, fed:].all() else mask[:, fed:]
         with torch.no_grad():
             prediction = model(ids[:, fed:], mask=new_mask, cache=cache, attention=attend)
-        context = Context(ids, mask, given, row)
+        context = Context(ids, mask, given, row, memory)
         draw, chosen, *known = _choose(model, prediction, choose, context, alternatives)
         if cache is not None: fed = ids.shape[1]
         ids = torch.cat([ids, chosen[:, None]], 1)
@@ -266,6 +272,7 @@ def _stream(model, prompts, choose, max_new_tokens, end_ids, stops, alternatives
         if not keep: return
         if len(keep) < len(row):
             ids, mask, given, row = ids[keep], mask[keep], given[keep], row[keep]
+            memory = {who: _pick(values, keep) for who, values in memory.items()}
             if cache is not None: cache.keep(keep)
 
 # %% ../nbs/01_loop.ipynb #6704de6d
@@ -311,11 +318,60 @@ def new_text(
     "The text of prompt and new ids together, less the text of the prompt."
     return _Text(decode, prompt_ids, encode=encode).grow([int(i) for i in ids], True, ended)
 
+# %% ../nbs/01_loop.ipynb #6068beb2
+class KnownTexts:
+    "Stands in for the model of a saved result: it knows the texts that the result has asked for."
+    def __init__(self, model): self.model, self.texts, self.ids = model, {}, {}
+
+    def _ask(self, known, what, name):
+        if what not in known:
+            if self.model is None:
+                raise LookupError(f"{what!r} was not asked for before the result was saved")
+            try: known[what] = getattr(self.model, name)(what if name == "encode" else list(what))
+            except (AttributeError, ValueError) as error: known[what] = ValueError(str(error))
+        if isinstance(known[what], ValueError): raise known[what]
+        return known[what]
+
+    def decode(self, ids): return self._ask(self.texts, tuple(map(int, ids)), "decode")
+    def encode(self, text): return self._ask(self.ids, text, "encode")
+
+    def __getstate__(self):
+        entries, ids, text = [], (), ""
+        for key in sorted(self.texts):
+            new = self.texts[key]
+            a, b = len(commonprefix([ids, key])), len(commonprefix([text, new]))
+            entries.append((a, key[a:], b, new[b:]))
+            ids, text = key, new
+        return entries, self.ids
+
+    def __setstate__(self, state):
+        self.model, self.texts, (entries, self.ids) = None, {}, state
+        ids, text = (), ""
+        for a, more, b, rest in entries:
+            ids, text = ids[:a] + more, text[:b] + rest
+            self.texts[ids] = text
+
+# %% ../nbs/01_loop.ipynb #c61a437e
+class Result:
+    "Pickled or copied deeply, a result leaves its model behind and keeps `KnownTexts` instead."
+    def with_model(self, model):
+        "The same result with something else in the place of its model."
+        return replace(self, model=model)
+
+    def __copy__(self): return self.with_model(self.model)
+
+    def __reduce_ex__(self, protocol):
+        own = self
+        if not isinstance(self.model, KnownTexts):
+            own = self.with_model(KnownTexts(self.model) if hasattr(self.model, "decode") else None)
+            repr(own), own._repr_html_()                       # what is asked now is known later
+        return super(Result, own).__reduce_ex__(protocol)
+
 # %% ../nbs/01_loop.ipynb #d8f1f3b5
 @dataclass(repr=False, eq=False)
-class Generation:
+class Generation(Result):
     "What a decode produced: a value for a single prompt, a list of values for several."
-    model: object
+    model: object                 # whose texts these are; saved, only `KnownTexts` stay of it
     prompts: list                 # id tensors (T_i,)
     single: bool = False          # was one prompt given, not a list
     steps: list = field(default_factory=list)
