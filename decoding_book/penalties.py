@@ -13,7 +13,7 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 
-from .temperature import check_logits, per_row
+from .checks import check_logits, per_row
 
 # %% ../nbs/12_penalties.ipynb #32df050f
 def check_history(

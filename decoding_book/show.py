@@ -476,6 +476,7 @@ def draw_stage(
         if not value: ax.text(0, i, " ×", va="center")
     ax.set_title(f"{stage.name}\n{stage.bits:.2f} bits", fontsize=9)
 
+# %% ../nbs/A_show.ipynb #148cde58
 def trace_figure(
     stages,      # see `stage_texts`
     words=None,  # V names; None: ids

@@ -6,11 +6,14 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from decoding_book import show as S
 from decoding_book.show import (LEGEND, PALETTE, STYLE, UNDERLINES, bars, figure_style, heat, level,
                                 level_css, percent, rows_html, spoken, surprisal, token_face,
                                 token_name, tokens_html)
@@ -414,3 +417,27 @@ def test_colours_follow_the_page(browser, dark):
     assert page.evaluate(colour, [".db-t:focus>.db-p", "color"]) == "rgb(255, 255, 255)"
     assert page.evaluate(colour, [".db-t:focus>.db-p", "backgroundColor"]) == "rgb(34, 34, 34)"
     page.context.close()
+
+
+# ---------------------------------------------------------------- a row on its way through a sampler
+
+def stage(name, probabilities, removed, value=None):
+    return SimpleNamespace(name=name, setting=value, probabilities=probabilities, removed=removed, mass=.5, bits_before=2.,
+                           bits=1.)
+
+
+def test_a_trace_names_what_was_removed():
+    last = stage("top_k", [1., 0, 0, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6], 1)
+    texts = S.stage_texts(last, ["a", "<b>", "$x$", "c", "d", "e", "f"])
+    assert texts["removed"] == "<b>, $x$, c, d and 2 more" and texts["kept"] == "1" and texts["setting"] == "1"
+    assert S.stage_texts(last)["removed"].startswith("1, 2, 3, 4") and S.stage_texts(last, most=9)["removed"][-1] == "6"
+    table = S.trace_html([stage("logits", [.5, .5], []), last], ["a", "<b>", "$x$", "c", "d", "e", "f"])
+    assert table.count("<tr>") == 3 and "<b>" not in table and "$x$" not in table and "&lt;b&gt;" in table
+
+
+def test_a_trace_as_bars():
+    rows = [stage("logits", torch.tensor([.1, .6, .3]), []), stage("min_p", torch.tensor([0., 1., 0.]), [2, 0])]
+    figure = S.trace_figure(rows, ["a", "$", "c"], n=2)
+    assert [[bar.get_width() for bar in ax.patches] for ax in figure.axes] == [pytest.approx([.6, .3]), [1., 0.]]
+    assert [[t.get_text() for t in ax.texts] for ax in figure.axes] == [[], [" ×"]]
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [r"\$", "c"]
