@@ -144,7 +144,7 @@ class Settings:
     eos: object = None                # the end mark or a list of them, for `min_new_tokens`
     rows: object = None               # the rows' own numbers for the key; None: 0, 1, 2, ...
     order: tuple = ORDER              # of the four filters
-    ties: str = "exact"               # at the k-th: "exact", or "all" of them, see `nucleus`
+    ties: str = "exact"               # k tokens stay; "all", "presorted": all equal to the k-th
     boundary: str = "include"         # top-p's crossing token: "include", "exceed" or "exclude"
     joint: bool = False               # top-p measures the mass of the whole row, also after top-k
     backend: str | None = None        # which form of the draw
@@ -231,11 +231,11 @@ def top_k_and_ties(
 
 # %% ../nbs/13_sampler.ipynb #c79e8ae6
 def nucleus(
-    z,         # (..., V)
-    p,         # a number, or (...), one a row
-    params,    # `Settings`: `boundary`, and `ties` for the ranking
-    rank=None, # ids (..., V), best first; None: by `ties`, "all" as torch's sort leaves them
-):             # (..., V) bool
+    z,          # (..., V)
+    p,          # a number, or (...), one a row
+    params,     # `Settings`: `boundary`, and `ties` for the ranking
+    rank=None,  # ids (..., V), best first; None: by `ties`, "all" as torch's sort leaves them
+):              # (..., V) bool
     "The tokens that top-p keeps."
     if rank is None:
         ties = "low" if params.ties == "exact" else "sort"
@@ -415,6 +415,7 @@ DIALECTS = {
     "llama.cpp": dict(order=("top_k", "top_p", "min_p", "temperature"), penalty_window=64,
                       count_prompt="all"),
 }
+
 def known_dialect(
     system,  # a key of `DIALECTS`
 ):           # dict of settings
