@@ -223,27 +223,6 @@ def test_a_user_needs_torch_numpy_and_matplotlib_only():
     assert {"nbdev", "fastcore"} <= names(extras["dev"])
 
 
-def test_an_installed_package_imports_without_development_requirements(project, tmp_path):
-    target = tmp_path / "installed"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index",
-                    "--no-build-isolation", "--disable-pip-version-check", "--target", target,
-                    project], check=True, capture_output=True)
-    modules = [f"decoding_book.{p.stem}" for p in MODULES if not p.stem.startswith("_")]
-    code = f"""
-import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {sorted(HEAVY - {"torch", "numpy", "matplotlib"})}:
-            raise ImportError(name + " is not a requirement")
-sys.meta_path.insert(0, Absent())
-sys.path.insert(0, {str(target)!r})
-import importlib
-for name in {modules}:
-    assert importlib.import_module(name).__file__.startswith({str(target)!r}), name
-"""
-    python(code, cwd=tmp_path, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
-
-
 # ---- the environment
 
 def test_make_help_lists_every_command():
