@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -275,3 +276,26 @@ def test_the_search_index_is_the_same_in_both_forms(site):
     data = json.loads((site / "search.json").read_text(encoding="utf-8"))
     script = (site / "search.json.js").read_text(encoding="utf-8")
     assert json.loads(script.removeprefix("window.searchIndex = ").rstrip(";\n")) == data
+
+
+AXE = """async skipped => {
+  const found = await axe.run({exclude: skipped}, {resultTypes: ['violations']});
+  return found.violations.filter(v => ['serious', 'critical'].includes(v.impact)).flatMap(
+    v => v.nodes.map(node => `${v.id}: ${node.target} ${node.failureSummary}`)); }"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_on_any_page(browser, address, site, full, scheme):
+    package = pytest.importorskip("axe_playwright_python", reason="pip install axe-playwright-python")
+    engine = (Path(package.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    context, found = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900}), []
+    for name in sorted(p.stem for p in site.glob("*.html")):
+        page = context.new_page()
+        page.goto(f"{address}/{name}.html")
+        page.evaluate(engine)
+        # Code has a few colours, the same everywhere, and thousands of spans: one page stands for all.
+        skipped = [] if full or name == "references" else [["pre"], [".katex"], [".cell-output"]]
+        found += [f"{name}: {line}" for line in page.evaluate(AXE, skipped)]
+        page.close()
+    context.close()
+    assert not found, "\n".join(found)
