@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['row_name', 'log_normalizer', 'check_logits', 'check_answer', 'NotAnInteger', 'whole', 'check_number', 'per_row',
-           'key_part', 'one_of']
+           'key_part', 'text_ids', 'one_of']
 
 # %% ../nbs/A_checks.ipynb #b882d40a
 from math import inf
@@ -155,6 +155,23 @@ def _key_tensor(name, value, bits):
     for i in bad.nonzero()[:1, 0].tolist():
         raise ValueError(f"{name}, row {i}: {value[i].item()} is outside 0..2^{bits} - 1")
     return x
+
+# %% ../nbs/A_checks.ipynb #1804ba3d
+def text_ids(
+    ids,           # of one text: a list, tuple, range, tensor or array (T,) of integers
+    vocab_size,    # V
+    name="ids",    # what an error calls it
+):                 # int64 (T,)
+    "The ids of one text, checked."
+    try: z = torch.as_tensor(ids.tolist() if hasattr(ids, "tolist") else ids)
+    except (TypeError, ValueError, RuntimeError): z = None
+    if z is not None and z.ndim == 1 and len(z) == 0: return torch.tensor([], dtype=torch.long)
+    if z is None or z.ndim != 1 or z.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name}: {ids!r} is not a sequence of integer ids of one text")
+    for at in ((z < 0) | (z >= vocab_size)).nonzero()[:1, 0].tolist():
+        raise ValueError(f"{name}: id {z[at]} at index {at} is outside the vocabulary "
+                         f"0..{vocab_size - 1}")
+    return z.long()
 
 # %% ../nbs/A_checks.ipynb #9f0ca7f1
 def one_of(

@@ -306,7 +306,8 @@ def clarifying_ids(clarify, tokenizer):
     if isinstance(clarify, str):
         if tokenizer is None:
             raise TypeError(f"clarify: {clarify!r} is text, and needs a tokenizer")
-        ids = tuple(tokenizer.encode(clarify))
+        ids, start = list(tokenizer.encode(clarify)), getattr(tokenizer, "start_ids", None) or []
+        ids = tuple(ids[len(start):] if start and ids[:len(start)] == start else ids)
         if not ids: raise ValueError(f"clarify: {clarify!r} is no token")
     elif isinstance(clarify, Integral) and not isinstance(clarify, bool): ids = (int(clarify),)
     else: raise TypeError(f"clarify: {clarify!r} is neither an id nor text")

@@ -16,7 +16,7 @@ from typing import Callable, Iterator, Protocol, runtime_checkable
 
 import torch
 
-from .checks import check_answer, log_normalizer, whole
+from .checks import check_answer, log_normalizer, text_ids, whole
 
 # %% ../nbs/01_loop.ipynb #02564ff1
 @dataclass
@@ -83,24 +83,16 @@ def greedy(
 # %% ../nbs/01_loop.ipynb #5e860c79
 def _one_prompt(model, prompt, name):
     "One prompt, text or ids, as a checked tensor (T,)."
+    given = prompt
     if isinstance(prompt, str):
         if not hasattr(model, "encode"):
             raise TypeError(f"{name}: {prompt!r} is text, and the model has no tokenizer: give ids")
         prompt = model.encode(prompt)
-    try: ids = torch.as_tensor(prompt.tolist() if hasattr(prompt, "tolist") else prompt)
-    except (TypeError, ValueError, RuntimeError): ids = None
-    if ids is not None and ids.numel() == 0 and ids.ndim == 1:
-        if getattr(model, "start_ids", None) is None:
-            raise ValueError(f"{name}: {prompt!r} is empty, and this model defines no start")
-        ids = torch.tensor(model.start_ids, dtype=torch.long)
-    if ids is None or ids.ndim != 1 or ids.dtype == torch.bool \
-            or ids.is_floating_point() or ids.is_complex():
-        raise TypeError(f"{name}: {prompt!r} is neither text nor a sequence of integer ids")
-    ids = ids.long()
-    for at in ((ids < 0) | (ids >= model.vocab_size)).nonzero()[:1, 0].tolist():
-        raise ValueError(f"{name}: id {ids[at]} at index {at} is outside the vocabulary "
-                         f"0..{model.vocab_size - 1}")
-    return ids
+    ids = text_ids(prompt, model.vocab_size, name)
+    if len(ids): return ids
+    if getattr(model, "start_ids", None) is None:
+        raise ValueError(f"{name}: {given!r} is empty, and this model defines no start")
+    return torch.tensor(model.start_ids, dtype=torch.long)
 
 # %% ../nbs/01_loop.ipynb #a61fe26d
 def as_prompts(

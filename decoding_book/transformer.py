@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .checks import text_ids
 from .loop import Prediction
 
 # %% ../nbs/03_transformer.ipynb #ba1e4650
@@ -242,10 +243,8 @@ class GPT(nn.Module):
 
     def decode(self, ids):
         "The text of ids. The end is silent; a start that follows opens a new paragraph."
-        ids, names = [int(i) for i in ids], ["\n\n", "", *self.config.chars]
-        for i in ids:
-            if not 0 <= i < self.vocab_size:
-                raise ValueError(f"ids: {i} is outside the vocabulary 0..{self.vocab_size - 1}")
+        ids = text_ids(ids, self.vocab_size).tolist()
+        names = ["\n\n", "", *self.config.chars]
         return "".join(names[i] for i in (ids[1:] if ids[:1] == [self.start] else ids))
 
 # %% ../nbs/03_transformer.ipynb #071c8594
