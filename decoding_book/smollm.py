@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from .checks import text_ids
 from .gguf_file import (check_metadata, dequantise, file_identity, parse_gguf,
                                      read_gguf)
+from .checks import whole
 from .loop import Prediction
 from .transformer import KVCache, visible
 
@@ -437,9 +438,7 @@ class SmolLM2:
 
     def new_cache(self, rows, length):
         "An empty cache with memory for `rows` rows of `length` positions."
-        for name, value in (("rows", rows), ("length", length)):
-            if value < 1: raise ValueError(f"{name}: {value} is below 1")
-        c = self.config
+        c, rows, length = self.config, whole("rows", rows), whole("length", length)
         return KVCache((c.layers, rows, c.kv_heads, length, c.size), self.dtype, self.device)
 
     def chat(self, messages, continue_last=False):
