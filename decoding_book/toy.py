@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from .checks import one_of, whole
+from .checks import one_of, text_ids, whole
 from .loop import Prediction, as_prompts, as_stops
 
 # %% ../nbs/02_toy.ipynb #8bb3c517
@@ -105,10 +105,7 @@ class TableModel:
 
     def decode(self, ids):
         "The words of some ids, separated by blanks."
-        for i in ids:
-            if not 0 <= i < self.vocab_size:
-                raise ValueError(f"ids: {i} is outside the vocabulary 0..{self.vocab_size - 1}")
-        return " ".join(self.words[i] for i in ids)
+        return " ".join(self.words[i] for i in text_ids(ids, self.vocab_size).tolist())
 
 # %% ../nbs/02_toy.ipynb #c332a324
 _SIX = {   #            cold coffee  I   like water stop
