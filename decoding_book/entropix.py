@@ -443,7 +443,7 @@ def calibrate(
     if not hasattr(config, "typical"):
         raise TypeError(f"config: {type(config).__name__} has nothing typical, not EntropixConfig")
     found = follow(model, texts, attention, layers).measures
-    third, two = torch.tensor([1 / 3, 2 / 3]).double()
+    third, two = torch.tensor([1 / 3, 2 / 3], dtype=torch.float32).double()
     x = six(found, "agreement", config.typical[2:])
     H, V = x[:, 0], x[:, 1]
     cuts = dict(low_ent_thresh=H.quantile(third), high_ent_thresh=H.quantile(two),

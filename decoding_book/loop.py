@@ -494,7 +494,7 @@ def score(
         ids, mask = torch.nn.functional.pad(ids, (1, 0)), torch.nn.functional.pad(mask, (1, 0))
     cache = model.new_cache(*ids.shape) if hasattr(model, "new_cache") else None
     last = ids.shape[1] - 1                                   # its prediction is not needed
-    out = torch.full(ids.shape, torch.nan, dtype=torch.float64, device=ids.device)
+    parts = []
     for a in range(0, last, max(last, 1) if cache is None else chunk):
         b = min(a + chunk, last) if cache is not None else last
         new_mask = None if mask[:, :b].all() else mask[:, a:b]
@@ -505,6 +505,8 @@ def score(
         log_normalizer(logits.masked_fill(~known[..., None], 0), f" (row, position from {a})")
         z = logits.log_softmax(-1, dtype=None if logits.dtype == torch.float64 else torch.float32)
         found = z.gather(2, ids[:, a + 1:b + 1, None])[..., 0]
-        out[:, a + 1:b + 1][known] = found[known].double()
+        parts.append(found.where(known, torch.nan))
+    none = torch.full((len(ids), 1), torch.nan, dtype=torch.float32, device=ids.device)
+    out = torch.cat([none.to(parts[0].dtype) if parts else none, *parts], 1)
     out = torch.stack([r.roll(int(m.sum()) - len(m)) for r, m in zip(out, mask)])
-    return out[:, :ids.shape[1] - begins].to(z.dtype if last > 0 else torch.float32)
+    return out[:, :ids.shape[1] - begins]

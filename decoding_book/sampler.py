@@ -17,7 +17,7 @@ from numbers import Real
 
 import torch
 
-from .checks import check_logits, key_part, per_row
+from .checks import check_logits, in_float64, key_part, per_row
 from .loop import Draw
 from .noise import Key, check_key, gumbel_max
 from .penalties import (bias_vector, check_history, end_ids, frequency_penalty,
@@ -468,7 +468,7 @@ def bits_of(
     q,  # probabilities (V,)
 ):      # float
     "The entropy of one row in bits: -Σ q log2 q, where 0 log 0 = 0."
-    q = q[q > 0].double()
+    q = in_float64(q[q > 0])
     return -(q * q.log2()).sum().item() + 0.0
 
 # %% ../nbs/13_sampler.ipynb #7d28c897
@@ -483,7 +483,7 @@ def next_stage(
     before = last.probabilities
     removed = (there & ~after.isfinite()).nonzero()[:, 0]
     removed = removed[before[removed].argsort(dim=-1, descending=True, stable=True)]
-    mass = 1 - before[removed].double().sum().item()
+    mass = 1 - in_float64(before[removed]).sum().item()
     q = after.softmax(-1)
     return Stage(name, value, q, removed.tolist(), mass, last.bits, bits_of(q))
 
