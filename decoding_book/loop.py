@@ -233,6 +233,22 @@ def _choose(model, prediction, choose, context, alternatives):
     ids = ids.long().clone()                                    # its buffer may be used again
     return draw, ids, own.gather(1, ids[:, None])[:, 0], top_ids[:, :n].clone(), top[:, :n].clone()
 
+# %% ../nbs/01_loop.ipynb #f8de0b24
+def _texts_after(model, prompts, stops):
+    "For each row the text that will grow after its prompt; without a tokenizer it stays empty."
+    decode, encode = getattr(model, "decode", lambda ids: ""), getattr(model, "encode", None)
+    return [_Text(decode, p.tolist(), stops, encode) for p in prompts]
+
+def _note(model, texts, row, chosen, lengths, end_ids, limit, last):
+    "What each row's new token adds to its text, and why the row ends, or None."
+    added, ended = [], []
+    for r, id, length in zip(row.tolist(), chosen.tolist(), lengths.tolist()):
+        why = "eos" if id == model.eos and id in end_ids else "stop" if id in end_ids else None
+        cut = "length" if last else "context" if length >= limit else None
+        added.append(texts[r].grow([] if why else [id], bool(cut), bool(why)))
+        ended.append(why or ("stop" if texts[r].stopped else cut))
+    return added, ended
+
 # %% ../nbs/01_loop.ipynb #1a9f5fb0
 def _stream(model, prompts, choose, max_new_tokens, end_ids, stops, alternatives):
     ids, mask = left_pad(prompts, getattr(model, "device", "cpu"))
@@ -240,25 +256,20 @@ def _stream(model, prompts, choose, max_new_tokens, end_ids, stops, alternatives
     limit = getattr(model, "context", None) or torch.inf
     room = ids.shape[1] + int(min(max_new_tokens, limit))
     cache = model.new_cache(len(ids), room) if hasattr(model, "new_cache") else None
-    decode, encode = getattr(model, "decode", lambda ids: ""), getattr(model, "encode", None)
-    texts = [_Text(decode, p.tolist(), stops, encode) for p in prompts]
-    attend = getattr(choose, "attention", False)
+    texts = _texts_after(model, prompts, stops)
     fed, memory = 0, {}            # columns that the cache already holds; what choosers remember
     for n in range(1, max_new_tokens + 1):
         new_mask = None if mask[:, fed:].all() else mask[:, fed:]
         with torch.no_grad():
-            prediction = model(ids[:, fed:], mask=new_mask, cache=cache, attention=attend)
+            prediction = model(ids[:, fed:], mask=new_mask, cache=cache,
+                               attention=getattr(choose, "attention", False))
         context = Context(ids, mask, given, row, memory)
         draw, chosen, *known = _choose(model, prediction, choose, context, alternatives)
         if cache is not None: fed = ids.shape[1]
         ids = torch.cat([ids, chosen[:, None]], 1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        text, ended = [], []
-        for r, id, length in zip(row.tolist(), chosen.tolist(), mask.sum(1).tolist()):
-            why = "eos" if id == model.eos and id in end_ids else "stop" if id in end_ids else None
-            cut = "length" if n == max_new_tokens else "context" if length >= limit else None
-            text.append(texts[r].grow([] if why else [id], bool(cut), bool(why)))
-            ended.append(why or ("stop" if texts[r].stopped else cut))
+        last = n == max_new_tokens
+        text, ended = _note(model, texts, row, chosen, mask.sum(1), end_ids, limit, last)
         yield Step(row, chosen, *known, draw, text, ended)
         keep = [j for j, why in enumerate(ended) if why is None]
         if not keep: return
@@ -280,7 +291,8 @@ def stream(
     "Decode, yielding each position as soon as it is chosen."
     prompts, _ = as_prompts(model, prompt)
     if not callable(choose): raise TypeError(f"choose: {choose!r} is not callable")
-    n, alternatives = whole("max_new_tokens", max_new_tokens), whole("alternatives", alternatives, 0)
+    n = whole("max_new_tokens", max_new_tokens)
+    alternatives = whole("alternatives", alternatives, 0)
     limit = getattr(model, "context", None)
     for i, p in enumerate(prompts):
         if limit and len(p) >= limit:
@@ -359,10 +371,10 @@ class Result:
             repr(own), own._repr_html_()                       # what is asked now is known later
         return super(Result, own).__reduce_ex__(protocol)
 
-# %% ../nbs/01_loop.ipynb #d8f1f3b5
+# %% ../nbs/01_loop.ipynb #55f084ee
 @dataclass(repr=False, eq=False)
-class Generation(Result):
-    "What a decode produced: a value for a single prompt, a list of values for several."
+class _Record(Result):
+    "The steps of a decode, read row by row."
     model: object                 # whose texts these are; saved, only `KnownTexts` stay of it
     prompts: list                 # id tensors (T_i,)
     single: bool = False          # was one prompt given, not a list
@@ -374,7 +386,6 @@ class Generation(Result):
         for step in self.steps:
             for j, r in enumerate(step.row.tolist()): rows[r].append(of(step, j))
         return rows
-
     def _unwrap(self, rows): return rows[0] if self.single else rows
 
     @property
@@ -390,6 +401,10 @@ class Generation(Result):
         dtype = self.steps[0].logprobs.dtype if self.steps else torch.float32
         rows = self._rows(lambda s, j: s.logprobs[j].item())
         return self._unwrap([torch.tensor(r, dtype=dtype) for r in rows])
+
+# %% ../nbs/01_loop.ipynb #18f39984
+class _Texts(_Record):
+    "The texts of a decode, and why they end."
     @property
     def text(self):
         "The new text: no end mark, cut before a stop string."
@@ -414,6 +429,9 @@ class Generation(Result):
         rows = self._rows(lambda s, j: s.ended[j])
         return [r[-1] if r and r[-1] else "interrupted" for r in rows]
 
+# %% ../nbs/01_loop.ipynb #d8f1f3b5
+class Generation(_Texts):
+    "What a decode produced: a value for a single prompt, a list of values for several."
     def __len__(self): return len(self.prompts)
     def __getitem__(self, i):
         "Row `i` as a generation of its own."
