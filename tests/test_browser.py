@@ -76,6 +76,7 @@ LOOK = """({
   cut: [...document.querySelectorAll('main .cell-output, main .cell-output *:not(svg *), main .math.display')]
     .filter(box => box.clientWidth && box.scrollWidth > box.clientWidth + 1)
     .filter(box => {
+      if (box.closest('.cell-output pre:not(.columns)')) return true;   // text wraps
       for (let e = box; e && !e.matches('main'); e = e.parentElement)
         if (/auto|scroll/.test(getComputedStyle(e).overflowX)) return e.tabIndex < 0;
       return true; })
