@@ -115,3 +115,9 @@ def test_missing_names_are_found():
 @each_notebook
 def test_the_visible_cells_of_a_page_define_every_name_they_use(path):
     assert not missing(visible_code(path))
+
+
+@each_notebook
+def test_figures_are_drawn_in_the_book_s_style(path):
+    for source in (c.source for c in cells(path) if c.cell_type == "code"):
+        assert "subplots(" not in source or "figure_style()" in source or "def panels" in source, source
