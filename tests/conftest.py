@@ -115,6 +115,38 @@ def site(request, tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="session")
+def reference():
+    "SmolLM2's weights and entries as the package gguf reads them."
+    from benchmarks.common import reference_weights
+    from decoding_book.smollm import weights_path
+    return reference_weights(weights_path())
+
+
+@pytest.fixture(scope="session")
+def peer(reference):
+    "SmolLM2 as a model of transformers."
+    from benchmarks.common import transformers_peer
+    return transformers_peer(reference[0])
+
+
+@pytest.fixture(scope="session")
+def model():
+    "SmolLM2."
+    from decoding_book.smollm import SmolLM2
+    return SmolLM2()
+
+
+@pytest.fixture(scope="session")
+def batch(model):
+    "64 greedy tokens of ten prompts of unequal length, decoded by SmolLM2 as one batch."
+    from texts import PROMPTS
+
+    from decoding_book.loop import generate
+    assert len({len(model.encode(p)) for p in PROMPTS[:10]}) > 3
+    return generate(model, PROMPTS[:10], max_new_tokens=64, ignore_eos=True, alternatives=2)
+
+
 @pytest.fixture
 def project(tmp_path):
     "A copy of the project to change at will."

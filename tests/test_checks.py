@@ -1,24 +1,50 @@
 """The shared checks: what is refused, by which error, and that one kind of mistake is one type of error everywhere."""
+from decimal import Decimal
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 
 from decoding_book.beam import beam_search
-from decoding_book.checks import (NotAnInteger, check_answer, check_logits, check_number, key_part, log_normalizer,
-                                  one_of, per_row, row_name, whole)
-from decoding_book.entropix import EntropixConfig, EntropySampler, PublishedConfig
+from decoding_book.checks import (
+    NotAnInteger,
+    check_answer,
+    check_logits,
+    check_number,
+    key_part,
+    log_normalizer,
+    one_of,
+    per_row,
+    row_name,
+    whole,
+)
+from decoding_book.entropix import (
+    EntropixConfig,
+    EntropySampler,
+    PublishedConfig,
+    calibrate,
+)
+from decoding_book.entropy import follow, measure
 from decoding_book.exhaustive import best_first_search, exhaustive_search
 from decoding_book.fused import fused_sample
 from decoding_book.greedy import greedy_search, repeated_ngrams
 from decoding_book.loop import generate, score, stream
-from decoding_book.noise import Key, gumbel
-from decoding_book.penalties import logit_bias, min_length, no_repeat_ngram, repetition_penalty
-from decoding_book.sampler import Sampler
+from decoding_book.noise import Key, chi_square, gumbel, gumbel_max, inverse_cdf, uniform_bits
+from decoding_book.penalties import (
+    bias_vector,
+    logit_bias,
+    min_length,
+    no_repeat_ngram,
+    repetition_penalty,
+)
+from decoding_book.sampler import Sampler, draw
 from decoding_book.temperature import temperature
 from decoding_book.topk import top_k
-from decoding_book.topp import min_p, top_p
+from decoding_book.topp import min_p, top_p, top_p_mask
 from decoding_book.toy import TableModel, sequence_law, six_words
-
+from decoding_book.transformer import GPT, GPTConfig
+from decoding_book.trees import tree_html
 
 W, Z, SAID = six_words(), torch.zeros(2, 6), torch.zeros(2, 3, dtype=torch.long)
 INF, NAN = float("inf"), float("nan")
@@ -227,3 +253,108 @@ def test_a_parameter_a_row_has_one_entry_a_row():
     for value in ([1, 2, 3], [1, 2], torch.ones(3, 2), torch.ones(6), torch.ones(2, 3, 1)):
         with pytest.raises(ValueError, match=r"x: shape .*, expected \(\) or \(2, 3\)"): per_row("x", value, rows)
     assert per_row("x", torch.ones(2, 3), rows).shape == (2, 3, 1)
+
+
+# ---- the checks
+
+@pytest.mark.parametrize("logits, error, text", [
+    (torch.tensor([[0., 1], [NAN, 0]]), ValueError, "logits: row 1 has NaN"),
+    (torch.tensor([[0., 1], [INF, 0]]), ValueError, "logits: row 1 has [+]inf"),
+    (torch.full((2, 2, 3), -INF), ValueError, "logits: row 0, 0 has no finite logit"),
+    (torch.tensor([NAN, 0.]), ValueError, "logits: row 0 has NaN"),
+    (torch.zeros(3, 0), ValueError, "logits: shape"), (torch.tensor(1.), ValueError, "logits: shape"), (1., ValueError, "logits: shape"),
+    (torch.zeros(2, 2, dtype=torch.long), TypeError, "int64"), (torch.zeros(2, 2, dtype=torch.bool), TypeError, "bool"),
+    (torch.zeros(2, 2, dtype=torch.complex64), TypeError, "complex"), ([1, 2], TypeError, "int64"), ("ab", TypeError, "logits"),
+    (None, TypeError, "logits"), ([[1.], [1., 2.]], TypeError, "logits"), ([], ValueError, "logits: shape"), ({}, TypeError, "logits")])
+def test_bad_logits(logits, error, text):
+    for f in (check_logits, lambda z: temperature(z, 1.), lambda z: top_k(z, 3)):
+        with pytest.raises(error, match=text):
+            f(logits)
+
+
+def test_good_logits():
+    assert check_logits([1., -INF]).tolist() == [1., -INF]
+    assert check_logits(np.array([1., 2.])).dtype == torch.float64
+    assert check_logits(torch.ones(2, dtype=torch.bfloat16)).dtype == torch.float32
+    assert check_logits(torch.ones(0, 4)).shape == (0, 4)
+    assert check_logits(torch.tensor([3.4e38] * 9)).isfinite().all()
+
+
+@pytest.mark.parametrize("value, error, text", [
+    (-.1, ValueError, r"x: -0.1 is outside \[0, 1\]"), (NAN, ValueError, "x: nan"), (INF, ValueError, "x: inf"), (2, ValueError, "x: 2 is"),
+    ([0, -1.], ValueError, "x, row 1: -1.0"), (torch.tensor([0, NAN]), ValueError, "x, row 1: nan"), ([1., 1., 1.], ValueError, r"x: shape \(3,\), expected \(\) or \(2,\)"),
+    ([[1., 1.]], ValueError, "x: shape"), ([], ValueError, "x: shape"), ([1., [1., 1.]], (TypeError, ValueError), "x"),
+    (True, TypeError, "x: True"), ([True, False], TypeError, "x, row 0: True"), (torch.tensor([True, False]), TypeError, "x, row 0: True"),
+    ("a", TypeError, "x: 'a'"), (["a", "b"], TypeError, "x, row 0: 'a'"), (1j, TypeError, "x"), (torch.tensor(1j), TypeError, "x"),
+    (None, TypeError, "x: None"), ([None, .5], TypeError, "x, row 0: None"), ({}, TypeError, "x"), (Decimal("0.5"), TypeError, "x"),
+    (np.array([.5, 7.]), ValueError, "x, row 1: 7.0"), (10**400, ValueError, "x: 1000"), (object(), TypeError, "x")])
+def test_bad_parameters(value, error, text):
+    with pytest.raises(error, match=text):
+        per_row("x", value, torch.zeros(2, 5), low=0, high=1)
+
+
+def test_good_parameters():
+    z = torch.zeros(2, 3, 5)
+    assert per_row("x", .5, z).shape == per_row("x", torch.tensor(.5), z).shape == (1,)
+    assert per_row("x", np.float32(.5), z).item() == .5 and per_row("x", Fraction(1, 2), z).item() == .5
+    assert per_row("x", torch.rand(2, 3), z).shape == (2, 3, 1)
+    assert per_row("x", torch.rand(2, 3), z).dtype == torch.float64 and per_row("x", 3, z, integer=True).dtype == torch.int64
+    assert per_row("x", [[1, None, 2]] * 2, z, integer=True, off=7)[0, :, 0].tolist() == [1, 7, 2]
+    assert per_row("x", None, z, off=0.).item() == 0. and per_row("x", 2., z, integer=True).item() == 2
+    assert per_row("x", 0, z, low=0).item() == 0
+    for bad in (0, -1): pytest.raises(ValueError, per_row, "x", bad, z, low=0, open_low=True)
+    with pytest.raises(ValueError, match=r"x: 0 is outside \(0, inf\)"): per_row("x", 0, z, low=0, open_low=True)
+    with pytest.raises(ValueError, match="2.5 is not an integer"): per_row("x", 2.5, z, integer=True)
+    for bad in (NAN, INF, -INF): pytest.raises(ValueError, per_row, "x", bad, z, integer=True)
+    assert per_row("x", 10**30, z, integer=True).item() == 2**62 and per_row("x", -5.5, z).item() == -5.5
+
+
+def tiny():
+    torch.manual_seed(0)
+    return GPT(GPTConfig("abcdef ", context=16, width=16, layers=2, heads=2)).requires_grad_(False)
+
+
+# ---- Python's floats are not rounded on the way
+
+def test_a_list_means_what_an_array_means():
+    assert inverse_cdf([.3, .7], .3) == inverse_cdf(np.array([.3, .7]), .3) == 1
+    assert top_p_mask([.7, .3], .7).tolist() == top_p_mask(np.array([.7, .3]), .7).tolist() == [True, False]
+    assert bias_vector({0: .1}, 1).item() == bias_vector([.1]).item() == .1
+    assert logit_bias(torch.zeros(2).double(), {0: 1e300})[0] == 1e300
+
+
+# ---- refused, with the argument and the value
+
+REFUSED = [
+    (lambda: chi_square([90, 10], [NAN, 1.]), ValueError, r"probabilities: \[nan, 1.0\]"),
+    (lambda: chi_square([90, 10], [-.5, 1.5]), ValueError, r"probabilities: \[-0.5, 1.5\]"),
+    (lambda: chi_square([0, 0], [.5, .5]), ValueError, r"counts: \[0.0, 0.0\]"),
+    (lambda: chi_square([5, 5], [.5, .3, .2]), ValueError, r"counts: shape \(2,\), probabilities \(3,\)"),
+    (lambda: inverse_cdf([[.5, .5], [.2, .8]], [[.3], [.1]]), ValueError, r"u: shape \(2, 1\), expected \(\) or \(2,\)"),
+    (lambda: gumbel_max(torch.zeros(3), 5), TypeError, "key: 5 is no Key"),
+    (lambda: uniform_bits(5, 3), TypeError, "key: 5 is no Key"),
+    (lambda: draw(torch.zeros(1, 3), Sampler(), 5), TypeError, "key: 5 is no Key"),
+    (lambda: draw(torch.zeros(2, 6), Sampler(), Key(0, [1])), ValueError, r"key: row of shape \(1,\)"),
+    (lambda: fused_sample(torch.zeros(2, 6), row=[1]), ValueError, r"key: row of shape \(1,\)"),
+    (lambda: logit_bias(torch.zeros(8), {5: 1., 7: NAN}), ValueError, "id 7: nan"),
+    (lambda: bias_vector([True, False]), TypeError, "logit_bias: torch.bool"),
+    (lambda: sequence_law(W, 1, prompt=["I", "cold"]), ValueError, "prompt: 2 prompts"),
+    (lambda: sequence_law(W, -1), ValueError, "max_new_tokens: -1"),
+    (lambda: W.decode([-1]), ValueError, r"ids: id -1 at index 0 is outside the vocabulary 0\.\.5"),
+    (lambda: tiny().decode([9]), ValueError, r"ids: id 9 at index 0 is outside the vocabulary 0\.\.8"),
+    (lambda: tiny()(torch.tensor([[0, -1]])), ValueError, "ids: -1 is outside"),
+    (lambda: tiny()(torch.tensor([[0, 2, 3]]), mask=torch.tensor([[True]])), ValueError, r"mask: shape \(1, 1\), expected \(1, 3\)"),
+    (lambda: follow(tiny(), "a" * 16), ValueError, "texts, row 0: 17 tokens, the context has 16"),
+    (lambda: measure(tiny()(torch.tensor([[0, 2]]), attention=True), 0), ValueError, "layers: 0 of a model with 2 layers"),
+    (lambda: measure(tiny()(torch.tensor([[0, 2]]), attention=True), [7]), ValueError, r"layers: \[7\]"),
+    (lambda: measure(tiny()(torch.tensor([[0, 2]]), attention=True), slice(5, 9)), ValueError, "layers: slice"),
+    (lambda: calibrate(tiny(), "abc", PublishedConfig()), TypeError, "config: PublishedConfig"),
+    (lambda: score(W, "I like", 1.5), ValueError, "chunk: 1.5"),
+    (lambda: exhaustive_search(W, "I", 2, limit=None), ValueError, "limit: None"),
+    (lambda: tree_html({(): .5, ("a",): .5}, {"x": ()}), ValueError, "paths: 'x' is empty"),
+]
+
+
+@pytest.mark.parametrize("call,kind,words", REFUSED)
+def test_what_is_refused_names_its_argument(call, kind, words):
+    with pytest.raises(kind, match=words): call()

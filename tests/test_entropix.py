@@ -1,6 +1,5 @@
 """The five-branch policy: decisions against the oracle, exact laws, rows alone and together, the clarifying token, hostile settings."""
 import dataclasses
-import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +13,22 @@ from hypothesis import strategies as st
 from pretend_gpu import OnGPU, PretendGPU, Waits, bare
 
 from decoding_book import entropix as module
-from decoding_book.entropix import (ACTIONS, BRANCHES, BranchView, EntropixConfig, EntropySampler, PublishedConfig,
-                                    best_of, calibrate, just_asked)
+from decoding_book.entropix import (
+    ACTIONS,
+    BRANCHES,
+    BranchView,
+    Decision,
+    EntropixConfig,
+    EntropySampler,
+    PublishedConfig,
+    best_of,
+    calibrate,
+    draw_decided,
+    just_asked,
+)
 from decoding_book.entropy import Measures, measure
 from decoding_book.loop import Context, Prediction, generate
-from decoding_book.noise import Key, gumbel_max
+from decoding_book.noise import Key, chi_square, gumbel_max
 from decoding_book.sampler import Sampler, draw
 from decoding_book.toy import six_words
 from decoding_book.transformer import GPT, GPTConfig
@@ -512,3 +522,15 @@ def test_five_branches_on_the_real_model(record):
 def test_the_public_names():
     assert {"EntropixConfig", "PublishedConfig", "EntropySampler", "Decision", "calibrate", "BranchView"} <= set(module.__all__)
     assert list(vars(EntropySampler(EntropixConfig(), 0)))[:2] == ["config", "seed"]
+
+
+# ---- a key is a key
+
+def test_a_key_without_rows_names_them_by_place():
+    z = torch.randn(3, 9, generator=torch.Generator().manual_seed(1))
+    ones = torch.ones(3).double()
+    decision = Decision(torch.full((3,), 4), torch.full((3,), 3), ones, ones, 0 * ones.long(), 0 * ones)   # all draw n times
+    for key in Key(5), Key(torch.tensor(5)):
+        ids, kept = draw_decided(z, decision, key, 3)
+        same, _ = draw_decided(z, decision, Key(5, row=[0, 1, 2]), 3)
+        assert ids.equal(same) and len(kept) == 3

@@ -7,10 +7,11 @@ import sys
 
 import pytest
 import torch
+from gguf_files import packed, write
 
 import decoding_book.gguf_file as gguf_file
 import decoding_book.smollm as smollm
-from decoding_book.gguf_file import TYPES, NotRead, dequantise, parse_gguf, read_gguf
+from decoding_book.gguf_file import NotRead, dequantise, parse_gguf, read_gguf
 from decoding_book.smollm import Config, SmolLM2, read_config, weights_path
 
 gguf = pytest.importorskip("gguf")
@@ -33,49 +34,6 @@ def weights(seed=0, sizes=SIZES):
     rng = torch.Generator().manual_seed(seed)
     return {name: torch.ones(shape) if "norm" in name else torch.randn(shape, generator=rng) * .2
             for name, shape in sizes.shapes().items()}
-
-
-def add(writer, name, value):
-    "An entry, by the writer of the package gguf."
-    kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
-             list: writer.add_array}
-    kinds[type(value)](name, value)
-
-
-def write(path, meta, tensors, align=None):
-    "A file written by the package gguf; `tensors` holds float tensors, or (array, type)."
-    writer = gguf.GGUFWriter(path, meta["general.architecture"])
-    if align: writer.add_custom_alignment(align)
-    for name, value in meta.items():
-        if name != "general.architecture": add(writer, name, value)
-    for name, tensor in tensors.items():
-        if isinstance(tensor, torch.Tensor): writer.add_tensor(name, tensor.numpy())
-        else: writer.add_tensor(name, tensor[0], raw_dtype=tensor[1])
-    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
-    return path
-
-
-def packed(shape, kind, seed=0):
-    "Random weights in a type, as the package packs them, or random blocks where it cannot; and what it unpacks."
-    rng = torch.Generator().manual_seed(seed)
-    try: data = gguf.quantize(torch.randn(shape, generator=rng).numpy(), kind)
-    except NotImplementedError:
-        weights, size = gguf.GGML_QUANT_SIZES[kind]
-        data = torch.randint(0, 120, (*shape[:-1], shape[-1] // weights * size), generator=rng).to(torch.uint8).numpy()
-    return data, torch.tensor(gguf.dequantize(data, kind))
-
-
-# Alignment
-
-@pytest.mark.parametrize("align", [8, 16, 32, 64, 128, 256, 4096])
-def test_any_alignment_is_read_as_the_package_reads_it(tmp_path, align):
-    for length in range(0, 70, 7):
-        tensors = {name: torch.randn(n, generator=torch.Generator().manual_seed(n)) for name, n in (("a", 5), ("b", 3))}
-        path = write(tmp_path / f"{length}.gguf", {"general.architecture": "x", "x.pad": "y" * length}, tensors, align)
-        found = read_gguf(path)[1]
-        for theirs in gguf.GGUFReader(path).tensors:
-            ours = dequantise(*found[theirs.name])
-            assert ours.equal(torch.tensor(theirs.data)) and ours.equal(tensors[theirs.name])
 
 
 def by_hand(align, pad, kind=4, version=3, axes=(3,)):
@@ -101,33 +59,6 @@ def test_the_logits_do_not_depend_on_the_alignment(tmp_path, plain):
     want = SmolLM2(path=write(tmp_path / "32.gguf", plain, weights()))(IDS).logits
     for align in (8, 128):
         assert SmolLM2(path=write(tmp_path / f"{align}.gguf", plain, weights(), align))(IDS).logits.equal(want)
-
-
-# Types
-
-def test_types_have_the_names_that_the_package_gives_them():
-    assert {t.value: t.name for t in gguf.GGMLQuantizationType} == {k: n for k, n in TYPES.items() if n != "."}
-    assert all(tuple(gguf.GGML_QUANT_SIZES[kind]) == gguf_file.BLOCKS[kind] for kind in OURS)
-    assert {TYPES[kind] for kind in OURS} == {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"}
-
-
-@pytest.mark.parametrize("kind", OURS, ids=TYPES.get)
-def test_our_types_are_unpacked_without_the_package_and_as_it_does(kind, monkeypatch):
-    data, want = packed((48, 96), gguf.GGMLQuantizationType(kind))
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    raw = torch.tensor(data).view(torch.uint8).flatten()
-    assert dequantise(raw, kind, (48, 96)).equal(want)
-    shifted = torch.cat([raw[:1], raw])[1:]                           # begins at an odd byte
-    assert dequantise(shifted, kind, (48, 96)).equal(want)
-
-
-@pytest.mark.parametrize("kind", OURS, ids=TYPES.get)
-def test_any_bits_are_unpacked_as_the_package_does(kind):
-    rng = torch.Generator().manual_seed(kind)
-    data = torch.randint(0, 256, (64, 3 * gguf_file.BLOCKS[kind][1] * (32 if kind in gguf_file.FLOATS else 1)),
-                         generator=rng).to(torch.uint8)
-    want = torch.tensor(gguf.dequantize(data.numpy(), gguf.GGMLQuantizationType(kind)))
-    torch.testing.assert_close(dequantise(data.flatten(), kind, (64, 96)), want, rtol=0, atol=0, equal_nan=True)
 
 
 def test_other_types_are_left_to_the_package(tmp_path, monkeypatch):

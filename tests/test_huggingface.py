@@ -1,24 +1,12 @@
 """The adapter for models of transformers, against the models it wraps and against our own."""
 import pytest
 import torch
-from benchmarks.common import reference_weights, transformers_peer
 
 from decoding_book.huggingface import HuggingFace
 from decoding_book.loop import Draw, generate, left_pad, stream
-from decoding_book.smollm import SmolLM2, weights_path
 
 TOLERANCE = 2e-4
 PROMPTS = ["The capital of France is", "Once upon a time"]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return SmolLM2()
-
-
-@pytest.fixture(scope="module")
-def peer():
-    return transformers_peer(reference_weights(weights_path())[0])
 
 
 @pytest.mark.parametrize("name", ["HuggingFace", "HuggingFaceCache"])

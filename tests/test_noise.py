@@ -299,6 +299,13 @@ def test_the_pooled_tail_of_a_long_row(full, record):
     assert chi_square(*pooled) > 1e-4
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.uint8])
+def test_token_ids_of_any_integer_type(kind):
+    expected = uniform_bits(Key(1), torch.tensor([[0, 2]]))
+    assert uniform_bits(Key(1), np.array([[0, 2]], dtype=kind)).equal(expected)
+    assert uniform_bits(Key(1), torch.tensor([0, 2], dtype=torch.uint32)).equal(expected[0])
+
+
 def test_chi_square_is_scipys():
     counts, p = torch.tensor([12, 30, 25, 33]), torch.tensor([.1, .3, .25, .35])
     assert math.isclose(chi_square(counts, p), stats.chisquare(counts, 100 * p.double().numpy()).pvalue, rel_tol=1e-5)

@@ -1,22 +1,25 @@
 """Penalties: the CTRL rule, counts, n-grams, bias and minimum length, each against a plain loop and transformers."""
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rows import history
 
-from decoding_book.penalties import (bias_vector, frequency_penalty, logit_bias, min_length, no_repeat_ngram,
-                                     presence_penalty, repetition_penalty, token_counts)
+from decoding_book.penalties import (
+    bias_vector,
+    frequency_penalty,
+    logit_bias,
+    min_length,
+    no_repeat_ngram,
+    presence_penalty,
+    repetition_penalty,
+    token_counts,
+)
+from decoding_book.sampler import Sampler
 
-INF = float("inf")
-
-
-def history(rng, B, V, N):
-    "Random logits (B, V), ids (B, N) that repeat themselves, and a left-padding mask."
-    logits = torch.tensor(rng.normal(size=(B, V)))
-    ids = torch.tensor(rng.integers(0, V, (B, N)))
-    real = torch.tensor(rng.integers(0, N + 1, B))
-    return logits, ids, torch.arange(N) >= N - real[:, None]
+INF, NAN = float("inf"), float("nan")
 
 
 @pytest.mark.parametrize("dtype,atol", [(torch.float64, 1e-9), (torch.float32, 2e-5)])
@@ -76,24 +79,6 @@ def test_ngrams_against_a_plain_loop():
             assert {v for v in range(V) if out[b, v] == -INF} == sets[b]
             assert out[b][out[b].isfinite()].equal(z[b][out[b].isfinite()])
     assert 5 < refused < 200
-
-
-def test_against_transformers():
-    from transformers.generation import logits_process as hf
-    rng = np.random.default_rng(2)
-    for _ in range(200):
-        V, N = int(rng.integers(3, 30)), int(rng.integers(2, 20))
-        z, ids, _ = history(rng, 3, V, N)
-        theta, n = float(rng.uniform(.5, 2)), int(rng.integers(1, 4))
-        bias = {int(i): float(rng.normal()) for i in rng.choice(V, 2, replace=False)}
-        assert repetition_penalty(z, ids, theta).equal(hf.RepetitionPenaltyLogitsProcessor(theta)(ids, z))
-        theirs = hf.NoRepeatNGramLogitsProcessor(n)(ids, z)
-        if theirs.isfinite().any(-1).all(): assert no_repeat_ngram(z, ids, n).equal(theirs)
-        theirs = hf.SequenceBiasLogitsProcessor([[[i], v] for i, v in bias.items()])(ids, z)
-        torch.testing.assert_close(logit_bias(z, bias), theirs, atol=1e-6, rtol=0)
-        given, least, eos = int(rng.integers(0, N + 1)), int(rng.integers(0, 9)), int(rng.integers(V))
-        theirs = hf.MinNewTokensLengthLogitsProcessor(given, least, eos)(ids, z)
-        assert min_length(z, N - given, least, eos).equal(theirs)
 
 
 def test_minus_infinity_stays():
@@ -174,3 +159,18 @@ Z, IDS = torch.zeros(2, 4), torch.tensor([[0, 1], [2, 3]])
 ])
 def test_refused(call, error, text):
     with pytest.raises(error, match=text): call()
+
+
+def test_penalties_leave_removed_tokens_alone():
+    "A number that overflows on a token which is not there is no reason for NaN or an error."
+    z = torch.tensor([-INF, 1.])
+    for f in (frequency_penalty, presence_penalty): assert f(z, [0], -1e39).tolist() == [-INF, 1.]
+    assert logit_bias(z, {0: 1e39}).tolist() == [-INF, 1.]
+    assert Sampler(frequency_penalty=-1e39).distribution(z, [0]).tolist() == [0., 1.]
+
+
+def test_a_bias_is_any_real_number():
+    for value in (10**30, Fraction(1, 2), 2**63, np.float32(2)):
+        assert logit_bias(torch.tensor([0., 1.]), {1: value})[1].item() == pytest.approx(float(value) + 1)
+    for value in (10**400, -10**400, INF, NAN):
+        with pytest.raises(ValueError, match="logit_bias: id 1: .* is neither finite nor -inf"): bias_vector({1: value})

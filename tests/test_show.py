@@ -14,9 +14,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decoding_book import show as S
-from decoding_book.show import (LEGEND, PALETTE, STYLE, UNDERLINES, bars, figure_style, heat, in_words, level,
-                                level_css, percent, rows_html, spoken, surprisal, token_face,
-                                token_name, text_on, tokens_html)
+from decoding_book.show import (
+    LEGEND,
+    PALETTE,
+    STYLE,
+    UNDERLINES,
+    bars,
+    figure_style,
+    heat,
+    in_words,
+    level,
+    level_css,
+    percent,
+    rows_html,
+    spoken,
+    surprisal,
+    text_on,
+    token_face,
+    token_name,
+    tokens_html,
+)
 
 WORDS = ["cold", "coffee", "I", "like", "water", "stop"]
 LOG = math.log
@@ -472,3 +489,10 @@ def test_a_trace_as_bars():
     assert [[bar.get_width() for bar in ax.patches] for ax in figure.axes] == [pytest.approx([.6, .3]), [1., 0.]]
     assert [[t.get_text() for t in ax.texts] for ax in figure.axes] == [[], [" ×"]]
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [r"\$", "c"]
+
+
+NAN = math.nan
+
+
+def test_what_is_no_number_stays_none():
+    assert math.isnan(surprisal(NAN)) and str(surprisal(0.)) == "0.0"

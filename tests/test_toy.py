@@ -115,3 +115,14 @@ def test_a_law_must_be_a_distribution_and_a_prompt_of_ids():
 @pytest.mark.parametrize("eos", [True, 1.0, "0 1", "", "x", torch.tensor(1)])
 def test_a_bad_end_mark_is_named(eos):
     with pytest.raises(ValueError, match="eos"): TableModel([.5, .5], np.eye(2), eos=eos)
+
+
+# ---- the law of a world, and its loop
+
+def test_a_law_ends_where_the_loop_ends():
+    assert set(sequence_law(WORLD, 9)) == set(sequence_law(WORLD, 5)) and sequence_law(WORLD, 0) == {(): 1.}
+    assert generate(WORLD, "", max_new_tokens=9, ignore_eos=True).reason == "context"
+    world = six_words()
+    world.end_ids = [2]
+    law = sequence_law(world, 3)
+    assert (2,) in law and not any(2 in ids[:-1] for ids in law)
