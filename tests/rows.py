@@ -8,16 +8,19 @@ import torch
 INF = float("inf")
 
 
-def rows(n, V, seed=0, dtype=torch.float64, spread=3.):
-    return (torch.randn(n, V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * spread).to(dtype)
+def rows(n, V, seed=0, dtype=torch.float64, spread=3.0):
+    return (
+        torch.randn(n, V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        * spread
+    ).to(dtype)
 
 
-def tied(n, V, seed=0, removed=.2):
+def tied(n, V, seed=0, removed=0.2):
     "Small integers with some -inf; at least one finite logit a row."
     rng = torch.Generator().manual_seed(seed)
     z = torch.randint(-2, 3, (n, V), generator=rng).float()
     z = z.masked_fill(torch.rand(n, V, generator=rng) < removed, -INF)
-    z[torch.arange(n), torch.randint(0, V, (n,), generator=rng)] = 2.
+    z[torch.arange(n), torch.randint(0, V, (n,), generator=rng)] = 2.0
     return z
 
 
@@ -27,12 +30,16 @@ def kept(z):
 
 # ---- extremes
 
+
 def exact_softmax(z, T):
     "Probabilities by rational arithmetic; exponents below -800 are 0."
     best = max(z)
     gaps = [Fraction(x) - Fraction(best) if x > -INF else None for x in z]
-    w = [math.exp(float(max(g / Fraction(T), Fraction(-800)))) if g is not None else 0. for g in gaps]
-    w = [0. if x < 1e-300 else x for x in w]
+    w = [
+        math.exp(float(max(g / Fraction(T), Fraction(-800)))) if g is not None else 0.0
+        for g in gaps
+    ]
+    w = [0.0 if x < 1e-300 else x for x in w]
     return [x / sum(w) for x in w]
 
 

@@ -1,4 +1,5 @@
-"Beam search, alone and beside the exact ones: the oracle's cases, brute force over random worlds, ties, caches."
+"""Beam search, alone and beside the exact ones: the oracle's cases, brute force over random worlds,
+ties, caches."""
 
 import math
 
@@ -40,15 +41,20 @@ def test_oracle_whole_beam(name):
 
 # Brute force
 
+
 def world(seed):
     """A random tree with an end mark, some of its words impossible; sharper or flatter by seed."""
     g = torch.Generator().manual_seed(seed)
     V, T = (3, 4, 2, 3)[seed % 4], (4, 3, 6, 5)[seed % 4]
     tree = []
     for t in range(T):
-        z = torch.randn((V,) * (t + 1), generator=g, dtype=torch.float64) * (.5, 1.5, 3.)[seed % 3]
-        if seed % 5 == 0: z[torch.rand(z.shape, generator=g) < .2] = -torch.inf
-        z[..., -1] = z[..., -1].clamp(min=-5)           # one word is always possible
+        z = (
+            torch.randn((V,) * (t + 1), generator=g, dtype=torch.float64)
+            * (0.5, 1.5, 3.0)[seed % 3]
+        )
+        if seed % 5 == 0:
+            z[torch.rand(z.shape, generator=g) < 0.2] = -torch.inf
+        z[..., -1] = z[..., -1].clamp(min=-5)  # one word is always possible
         tree.append(z.softmax(-1))
     return tree, V, T, V - 1 if seed % 2 else 0
 
@@ -56,12 +62,15 @@ def world(seed):
 def brute_force(tree, V, T, eos):
     """Every complete text, best first, by recursion over plain numbers."""
     found = []
+
     def visit(ids, p):
         if ids and (ids[-1] == eos or len(ids) == T):
             return found.append((-p, ids))
         for w, q in enumerate(tree[len(ids)][ids].tolist()):
-            if q > 0: visit(ids + (w,), p + math.log(q))
-    visit((), 0.)
+            if q > 0:
+                visit(ids + (w,), p + math.log(q))
+
+    visit((), 0.0)
     return sorted(found)
 
 
@@ -77,29 +86,35 @@ def test_brute_force(full, record):
         one = best_first_search(model, "", T)
         for found in every, first, one:
             assert found.proven
-            assert [tuple(h.ids.tolist()) for h in found] == [ids for _, ids in truth[:len(found)]]
+            assert [tuple(h.ids.tolist()) for h in found] == [ids for _, ids in truth[: len(found)]]
             assert max(abs(h.logprob + p) for h, (p, _) in zip(found, truth)) < 1e-9
         assert len(every) == len(first) == min(12, len(truth))
-        assert one.rows <= T * math.exp(truth[0][0]) + 1e-9     # T / probability of the best
+        assert one.rows <= T * math.exp(truth[0][0]) + 1e-9  # T / probability of the best
         assert [h.finished for h in every] == [ids[-1] == eos for _, ids in truth[:12]]
         for k in widths:
             found = beam_search(model, "", k, T)
             assert found[0].ids.equal(beam_search(model, "", k, T, early_stopping=False)[0].ids)
-            if k == 1: assert found[0].ids.equal(greedy_search(model, "", T).ids)
+            if k == 1:
+                assert found[0].ids.equal(greedy_search(model, "", T).ids)
             regrets[k].append(-truth[0][0] - found[0].logprob)
             missed[k] += regrets[k][-1] > 1e-9
         whole = beam_search(model, "", V ** (T - 1), T)
         assert tuple(whole[0].ids.tolist()) == truth[0][1]
     assert min(map(min, regrets.values())) > -1e-9
     assert sum(regrets[1]) > sum(regrets[2]) > sum(regrets[4])
-    record("regret over random worlds with end marks", {
-        "worlds": worlds, "missed by width": missed,
-        "mean regret in nats": {k: round(sum(r) / worlds, 5) for k, r in regrets.items()},
-        "largest regret in nats": {k: round(max(r), 3) for k, r in regrets.items()}})
+    record(
+        "regret over random worlds with end marks",
+        {
+            "worlds": worlds,
+            "missed by width": missed,
+            "mean regret in nats": {k: round(sum(r) / worlds, 5) for k, r in regrets.items()},
+            "largest regret in nats": {k: round(max(r), 3) for k, r in regrets.items()},
+        },
+    )
 
 
 @pytest.mark.parametrize("mode", [None, "never", False, True])
-@pytest.mark.parametrize("penalty", [0., .7, 1., 2., -.5])
+@pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0, 2.0, -0.5])
 def test_length_penalty_and_stopping(mode, penalty):
     for seed in range(12):
         tree, V, T, eos = world(seed)
@@ -108,20 +123,30 @@ def test_length_penalty_and_stopping(mode, penalty):
         found = beam_search(model, "", V ** (T - 1), T, penalty, n_best=2, early_stopping=mode)
         assert all(abs(h.score - h.logprob / len(h) ** penalty) < 1e-12 for h in found)
         if mode is not True:
-            assert [tuple(h.ids.tolist()) for h in found] == [ids for _, ids in ranked[:len(found)]]
-        narrow = [beam_search(model, "", 3, T, penalty, n_best=2, early_stopping=m) for m in ("never", False, True)]
+            assert [tuple(h.ids.tolist()) for h in found] == [
+                ids for _, ids in ranked[: len(found)]
+            ]
+        narrow = [
+            beam_search(model, "", 3, T, penalty, n_best=2, early_stopping=m)
+            for m in ("never", False, True)
+        ]
         a, b = ([(h.ids.tolist(), h.score) for h in one] for one in narrow[:2])
         assert a == b and narrow[2].rows <= narrow[1].rows <= narrow[0].rows
 
 
 # Ties
 
+
 def test_ties_go_to_smaller_ids():
     V, T = 3, 3
     flat = TableModel.from_tree([torch.full((V,) * (t + 1), 1 / V) for t in range(T)])
     first = [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1]]
-    for found in (exhaustive_search(flat, "", T, n_best=5), best_first_search(flat, "", T, n_best=5, chunk=1),
-                  best_first_search(flat, "", T, n_best=5, batch=4), beam_search(flat, "", 5, T, n_best=5)):
+    for found in (
+        exhaustive_search(flat, "", T, n_best=5),
+        best_first_search(flat, "", T, n_best=5, chunk=1),
+        best_first_search(flat, "", T, n_best=5, batch=4),
+        beam_search(flat, "", 5, T, n_best=5),
+    ):
         assert [h.ids.tolist() for h in found] == first
 
 
@@ -136,7 +161,9 @@ def test_cut_ties_of_topk():
             at, logp, sums = row_best(z, totals, n)
             for r, (row, order) in enumerate(zip(z.tolist(), orders)):
                 real = [i for i in order[:n] if row[i] > -torch.inf]
-                got = sorted(i for i, lp in zip(at[r].tolist(), logp[r].tolist()) if lp > -torch.inf)
+                got = sorted(
+                    i for i, lp in zip(at[r].tolist(), logp[r].tolist()) if lp > -torch.inf
+                )
                 assert got == sorted(real)
         assert n_largest(z[0], 7).tolist() == orders[0][:7]
 
@@ -145,47 +172,65 @@ def test_cut_ties_of_topk():
 def test_beam_with_a_cache(dialect, width):
     prompts = [[1, 2, 3], [4], [0, 0, 2, 1, 3]]
     plain, cached = Deep(), Cached(Deep())
-    options = dict(n_best=width, length_penalty=.5, dialect=dialect)
+    options = dict(n_best=width, length_penalty=0.5, dialect=dialect)
     a, b = (beam_search(m, prompts, width, 7, **options) for m in (plain, cached))
     for one, other, prompt in zip(a, b, prompts):
         alone = beam_search(plain, prompt, width, 7, **options)
         expected = [(h.ids.tolist(), h.score) for h in one]
-        assert expected == [(h.ids.tolist(), h.score) for h in other] == [(h.ids.tolist(), h.score) for h in alone]
+        assert (
+            expected
+            == [(h.ids.tolist(), h.score) for h in other]
+            == [(h.ids.tolist(), h.score) for h in alone]
+        )
         assert one.rows == other.rows == alone.rows
-    assert cached.fed[0] == (3, 5)                          # the prompts once, one row each
-    assert all(shape[1] == 1 for shape in cached.fed[1:])   # then only the newest ids
+    assert cached.fed[0] == (3, 5)  # the prompts once, one row each
+    assert all(shape[1] == 1 for shape in cached.fed[1:])  # then only the newest ids
     assert len(cached.caches) == 1 and cached.caches[0].capacity == (3 * width, 5 + 7)
     assert cached.rows == sum(h.rows for h in b)
 
 
 def test_scores_are_the_models_own():
     model = markov()
-    for found in (beam_search(model, [1, 2], 4, 6, n_best=4), exhaustive_search(model, [1, 2], 4),
-                  best_first_search(model, [1, 2], 4, n_best=3)):
+    for found in (
+        beam_search(model, [1, 2], 4, 6, n_best=4),
+        exhaustive_search(model, [1, 2], 4),
+        best_first_search(model, [1, 2], 4, n_best=3),
+    ):
         for h in found:
             whole = score(model, [1, 2] + h.ids.tolist())[0, 2:]
-            assert torch.allclose(whole, h.logprobs, atol=1e-12) and abs(whole.sum() - h.logprob) < 1e-12
+            assert (
+                torch.allclose(whole, h.logprobs, atol=1e-12)
+                and abs(whole.sum() - h.logprob) < 1e-12
+            )
 
 
 class Shifted(Counted):
     """The same distributions from logits that are not log-probabilities."""
+
     def __call__(self, ids, **options):
         p = super().__call__(ids, **options)
-        return Prediction(p.logits + 3. + ids.sum(-1, keepdim=True))
+        return Prediction(p.logits + 3.0 + ids.sum(-1, keepdim=True))
 
 
 def test_logits_need_not_be_normalised():
     plain, shifted = markov(), Shifted(markov())
-    for search in (lambda m: beam_search(m, [1], 3, 5, n_best=3), lambda m: exhaustive_search(m, [1], 4),
-                   lambda m: best_first_search(m, [1], 4, n_best=5), lambda m: [greedy_search(m, [1], 5)]):
+    for search in (
+        lambda m: beam_search(m, [1], 3, 5, n_best=3),
+        lambda m: exhaustive_search(m, [1], 4),
+        lambda m: best_first_search(m, [1], 4, n_best=5),
+        lambda m: [greedy_search(m, [1], 5)],
+    ):
         for h, g in zip(search(plain), search(shifted), strict=True):
             assert h.ids.equal(g.ids) and abs(h.logprob - g.logprob) < 1e-9
 
 
 def test_end_marks_of_the_call():
     model = markov()
-    for search in (lambda **o: beam_search(model, [1], 4, 5, n_best=4, **o),
-                   lambda **o: exhaustive_search(model, [1], 5, **o), lambda **o: best_first_search(model, [1], 5, n_best=4, **o)):
+    for search in (
+        lambda **o: beam_search(model, [1], 4, 5, n_best=4, **o),
+        lambda **o: exhaustive_search(model, [1], 5, **o),
+        lambda **o: best_first_search(model, [1], 5, n_best=4, **o),
+    ):
         for h in search(stop=2):
             ends = [i for i, id in enumerate(h.ids.tolist()) if id in (2, 5)]
             assert ends in ([], [len(h) - 1]) and h.finished == bool(ends)
@@ -196,29 +241,45 @@ def test_end_marks_of_the_call():
 
 def test_context_limits_the_length():
     deep = six_words(eos=None)
-    for found in exhaustive_search(deep, "I like", 64), beam_search(deep, "I like", 2, 64), best_first_search(deep, "I like", 64):
+    for found in (
+        exhaustive_search(deep, "I like", 64),
+        beam_search(deep, "I like", 2, 64),
+        best_first_search(deep, "I like", 64),
+    ):
         assert len(found[0]) == 3 and not found[0].finished
 
 
-@pytest.mark.parametrize("bad, text", [(-math.inf, "no finite logit"), (math.nan, "NaN"), (math.inf, "+inf")])
+@pytest.mark.parametrize(
+    "bad, text", [(-math.inf, "no finite logit"), (math.nan, "NaN"), (math.inf, "+inf")]
+)
 def test_a_row_that_is_no_distribution_is_refused(bad, text):
     class Broken(Counted):
         def __call__(self, ids, **options):
             p = super().__call__(ids, **options)
-            if ids.shape[1] == 2: p.logits = p.logits.clone().fill_(bad)
+            if ids.shape[1] == 2:
+                p.logits = p.logits.clone().fill_(bad)
             return p
-    for search in (lambda m: exhaustive_search(m, "", 5), lambda m: best_first_search(m, "", 5, n_best=500),
-                   lambda m: beam_search(m, "", 3, 5)):
-        with pytest.raises(ValueError, match="logits: row 0") as error: search(Broken(six_words()))
+
+    for search in (
+        lambda m: exhaustive_search(m, "", 5),
+        lambda m: best_first_search(m, "", 5, n_best=500),
+        lambda m: beam_search(m, "", 3, 5),
+    ):
+        with pytest.raises(ValueError, match="logits: row 0") as error:
+            search(Broken(six_words()))
         assert text in str(error.value)
 
 
 # Views
 
+
 def test_hypotheses_show_themselves():
-    for found in (beam_search(six_words(), "", 2, 5, n_best=2), exhaustive_search(six_words(), "", 5),
-                  beam_search(six_words(), "", 2, 5, length_penalty=1., dialect="huggingface"),
-                  beam_search(six_words(), ["I", "cold"], 2, 3)):
+    for found in (
+        beam_search(six_words(), "", 2, 5, n_best=2),
+        exhaustive_search(six_words(), "", 5),
+        beam_search(six_words(), "", 2, 5, length_penalty=1.0, dialect="huggingface"),
+        beam_search(six_words(), ["I", "cold"], 2, 3),
+    ):
         html = found._repr_html_()
         assert "coffee" in html and "<script" not in html
     assert "0.0358" in repr(exhaustive_search(six_words(), "", 5)[0])
@@ -232,6 +293,7 @@ NAN, WORLD = math.nan, six_words()
 
 # ---- what a search says of itself
 
+
 def test_a_beam_claims_no_proof():
     found = beam_search(WORLD, "I", 1, 3)
     assert not found.proven and found.bound == math.inf and repr(found).endswith("not proven")
@@ -240,10 +302,10 @@ def test_a_beam_claims_no_proof():
 
 def test_length_penalty_is_any_real_number_that_fits():
     "NumPy's numbers are numbers; a power that no float holds is refused."
-    first, second = (beam_search(WORLD, "", 2, 5, length_penalty=a) for a in (np.float32(.5), .5))
+    first, second = (beam_search(WORLD, "", 2, 5, length_penalty=a) for a in (np.float32(0.5), 0.5))
     assert repr(first) == repr(second)
     assert math.isfinite(beam_search(WORLD, "", 2, 5, length_penalty=-64)[0].score)
-    for bad in (64.5, -400., 10**400, True, "1", None, NAN):
+    for bad in (64.5, -400.0, 10**400, True, "1", None, NAN):
         kind = ValueError if type(bad) in (float, int) else TypeError
         with pytest.raises(kind, match="^length_penalty: .* is (outside|not a number)"):
             beam_search(WORLD, "", 2, 5, length_penalty=bad)
@@ -263,5 +325,6 @@ def test_what_is_refused_names_its_argument():
         (lambda: beam_search(w, "", 4, 5, dialect="huggingface"), "width: 4 needs 8 candidates"),
     ]
     for call, text in refusals:
-        with pytest.raises(ValueError) as error: call()
+        with pytest.raises(ValueError) as error:
+            call()
         assert text in str(error.value), error.value

@@ -15,7 +15,8 @@ from decoding_book.exhaustive import (
 from decoding_book.toy import six_words
 
 
-def test_all_cases_are_there(): assert len(CASES) == 24
+def test_all_cases_are_there():
+    assert len(CASES) == 24
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -23,7 +24,11 @@ def test_oracle_best(name):
     model, T, get = case(name)
     exhaustive = exhaustive_search(model, "", T)
     assert model.calls <= T and model.rows == exhaustive.rows
-    for found in exhaustive, best_first_search(model, "", T), best_first_search(model, "", T, n_best=10, batch=7, chunk=2):
+    for found in (
+        exhaustive,
+        best_first_search(model, "", T),
+        best_first_search(model, "", T, n_best=10, batch=7, chunk=2),
+    ):
         assert padded(found[0], T) == get("best_seq").tolist()
         assert abs(found[0].logprob - get("best_logp")) < 1e-9 and found.proven
 
@@ -33,16 +38,21 @@ def test_best_first_with_a_cache():
         plain, cached = Deep(), Cached(Deep())
         a, b = (best_first_search(m, prompt, 5, n_best=6, batch=3) for m in (plain, cached))
         assert [(h.ids.tolist(), h.logprob) for h in a] == [(h.ids.tolist(), h.logprob) for h in b]
-        if len(prompt) > 1: assert cached.fed[0] == (1, len(prompt) - 1)
+        if len(prompt) > 1:
+            assert cached.fed[0] == (1, len(prompt) - 1)
         assert max(T for _, T in cached.fed[1:]) <= 5
 
 
 # Refusals
 
+
 class Numbers:
     """A large vocabulary that must never be asked."""
+
     vocab_size, eos, start_ids = 49152, 2, []
-    def __call__(self, ids, **options): raise AssertionError("asked")
+
+    def __call__(self, ids, **options):
+        raise AssertionError("asked")
 
 
 def test_what_is_refused_names_its_argument():
@@ -58,7 +68,8 @@ def test_what_is_refused_names_its_argument():
         (lambda: best_first_search(w, "", 5, stop=9), "outside the vocabulary"),
     ]
     for call, text in refusals:
-        with pytest.raises(ValueError) as error: call()
+        with pytest.raises(ValueError) as error:
+            call()
         assert text in str(error.value), error.value
 
 
@@ -72,7 +83,8 @@ def test_giving_up_says_so():
 
 
 def test_the_cost_is_said_before_the_work(capsys, monkeypatch):
-    monkeypatch.setattr("tqdm.auto.tqdm", partial(tqdm, disable=False))  # whatever TQDM_DISABLE says
+    # whatever TQDM_DISABLE says
+    monkeypatch.setattr("tqdm.auto.tqdm", partial(tqdm, disable=False))
     assert search_cost(6, 5)[:2] == (7776, 1555)
     exhaustive_search(six_words(), "", 5, progress=True)
     assert "6^5 = 7,776 texts" in capsys.readouterr().err

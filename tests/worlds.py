@@ -1,4 +1,5 @@
-"Worlds to search that several tests share: the oracle's, and models that count, remember or ask for every id."
+"""Worlds to search that several tests share: the oracle's, and models that count, remember or ask
+for every id."""
 
 from pathlib import Path
 
@@ -16,10 +17,12 @@ CASES = sorted({k[:7] for k in DATA.files if k.startswith("sea_")})
 
 class Counted:
     """A model that counts calls and rows."""
+
     def __init__(self, model):
         self.model, self.calls, self.rows = model, 0, 0
         for name in ("vocab_size", "eos", "start_ids", "context", "encode", "decode"):
-            if hasattr(model, name): setattr(self, name, getattr(model, name))
+            if hasattr(model, name):
+                setattr(self, name, getattr(model, name))
 
     def __call__(self, ids, **options):
         self.calls, self.rows = self.calls + 1, self.rows + len(ids)
@@ -27,24 +30,33 @@ class Counted:
 
 
 def case(name):
-    get = lambda field: DATA[f"{name}_{field}"]
+    def get(field):
+        return DATA[f"{name}_{field}"]
+
     eos = int(get("eos")) if get("eos") >= 0 else None
-    if f"{name}_init" in DATA: model = TableModel(get("init"), get("trans"), eos=eos)
-    else: model = TableModel.from_tree([get(f"cond{t}") for t in range(int(get("T")))], eos=eos)
+    if f"{name}_init" in DATA:
+        model = TableModel(get("init"), get("trans"), eos=eos)
+    else:
+        model = TableModel.from_tree([get(f"cond{t}") for t in range(int(get("T")))], eos=eos)
     return Counted(model), int(get("T")), get
 
 
-def padded(hypothesis, T): return hypothesis.ids.tolist() + [-1] * (T - len(hypothesis))
+def padded(hypothesis, T):
+    return hypothesis.ids.tolist() + [-1] * (T - len(hypothesis))
 
 
 # Caches and batches
 
+
 class Remembered:
     """A table behind the cache contract: ids and masks are kept, positions and rows are checked."""
-    def __init__(self, rows, length): self.capacity, self.ids, self.mask = (rows, length), None, None
+
+    def __init__(self, rows, length):
+        self.capacity, self.ids, self.mask = (rows, length), None, None
 
     @property
-    def length(self): return 0 if self.ids is None else self.ids.shape[1]
+    def length(self):
+        return 0 if self.ids is None else self.ids.shape[1]
 
     def reorder(self, rows):
         assert len(rows) <= self.capacity[0]
@@ -54,7 +66,9 @@ class Remembered:
 
 
 class Cached(Counted):
-    def __init__(self, model): super().__init__(model); self.fed, self.caches = [], []
+    def __init__(self, model):
+        super().__init__(model)
+        self.fed, self.caches = [], []
 
     def new_cache(self, rows, length):
         self.caches.append(Remembered(rows, length))
@@ -64,12 +78,14 @@ class Cached(Counted):
         self.fed.append(tuple(ids.shape))
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         if cache is not None:
-            if cache.length: ids, mask = torch.cat([cache.ids, ids], 1), torch.cat([cache.mask, mask], 1)
+            if cache.length:
+                ids, mask = torch.cat([cache.ids, ids], 1), torch.cat([cache.mask, mask], 1)
             cache.ids, cache.mask = ids, mask
             assert ids.shape[0] <= cache.capacity[0] and ids.shape[1] <= cache.capacity[1]
         self.rows += len(ids)
         logits = []
-        for row, real in zip(ids, mask): logits.append(self.model(row[real][None], **options).logits)
+        for row, real in zip(ids, mask):
+            logits.append(self.model(row[real][None], **options).logits)
         return Prediction(torch.cat(logits), cache)
 
 
@@ -81,8 +97,11 @@ def markov(V=6, seed=0):
 
 class Deep:
     """Logits that depend on every id and its place."""
+
     vocab_size, eos, start_ids = 6, 5, []
-    table = torch.randn(97, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 1.5
+    table = (
+        torch.randn(97, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 1.5
+    )
 
     places = torch.tensor([0, 3, 7, 13, 29, 31, 41, 53, 61, 71, 83, 89, 11, 17])
 
