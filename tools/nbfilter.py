@@ -332,7 +332,7 @@ def install_cell(
     libraries stay as they are there."""
     make = (ROOT / "Makefile").read_text(encoding="utf-8")
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    beside = [pin for pin in pins if pin.startswith(("fastcore==", "transformers=="))]
+    beside = [pin for pin in pins if pin.startswith(("fastcore==", "gguf==", "transformers=="))]
     wheels = re.search(r"^FILES := (.+)$", make, re.M)[1]
     return (
         f"!git clone -q --depth 1 {cfg['git_url']}\n%cd {cfg['repo']}/nbs\n"
