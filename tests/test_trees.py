@@ -7,7 +7,7 @@ import pytest
 
 from decoding_book.beam import beam_search
 from decoding_book.toy import sequence_law, six_words
-from decoding_book.trees import bands, beam_html, branches, tree_html
+from decoding_book.trees import bands, beam_html, branches, record_html, tree_html
 
 
 def drawing(html):
@@ -86,12 +86,13 @@ def test_paths_outside_the_tree_are_refused():
 
 def test_beam_boxes_do_not_overlap():
     found = beam_search(six_words(), "", 3, 5)
-    svg = drawing(found._beam_html())
+    html = record_html(found.steps, six_words().decode, found[0].ids.tolist())
+    svg = drawing(html)
     boxes = [(float(r.get("x")), float(r.get("y"))) for r in svg.iter(f"{SVG}rect") if r.get("rx")]
     assert len(boxes) == len(set(boxes)) == sum(len(kept) + len(cut) for kept, cut in found.steps)
     for x, y in boxes:
         assert not [1 for u, v in boxes if (u, v) != (x, y) and abs(u - x) < 54 and abs(v - y) < 28]
     wins = [r for r in svg.iter(f"{SVG}rect") if r.get("class") == "win"]
-    assert len(wins) == 5 and "win" in found._beam_html()
+    assert len(wins) == 5 and html in found._repr_html_()
     with pytest.raises(ValueError, match="empty"):
         beam_html([])
