@@ -37,7 +37,8 @@ QUARTO_PAGE = """<html><head><title>x</title><link rel="stylesheet" href="site_l
       script.src = "https://cdn.jsdelivr.net/npm/katex@0.13.11/dist/katex.min.js";
 </script></head><body><a href="https://example.org/read">a link is no load</a></body></html>"""
 QUARTO_STYLE = (
-    '@import"https://fonts.googleapis.com/css2?family=Lato:ital,wght@0,400;0,700;1,400&display=swap";'
+    '@import"https://fonts.googleapis.com/css2?family=Lato:ital,wght@0,400;0,700;1,400'
+    '&display=swap";'
     "body{color:#222}"
 )
 QUARTO_WIDGETS = (

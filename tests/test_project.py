@@ -400,7 +400,7 @@ def test_the_project_names_no_package_registry_s_host_and_no_one_s_machine():
         "conda.ana" + "conda",
         "/wo" + "rk/",
         "/ho" + "me/",
-        "/ro" + "ot/",
+        "/ro" + "ot/",  # codespell:ignore ot
     ]
     found = []
     for path in tracked():
