@@ -17,7 +17,7 @@ import torch
 
 from .checks import check_number, one_of
 from .entropy import Measures, follow, measure
-from .loop import Draw
+from .loop import Context, Draw, LanguageModel, Prediction
 from .noise import Key, check_key
 from .sampler import Sampler, draw, truncate
 
@@ -405,9 +405,9 @@ def draw_decided(
 
 # %% ../nbs/16_entropix.ipynb #6f2c1eff
 def best_of(
-    probabilities,  # (..., V)
-    n,              # how many draws
-):                  # (..., V), float64
+    probabilities: torch.Tensor,  # (..., V)
+    n: int,                       # how many draws
+):                                # (..., V), float64
     "The law of the likeliest of `n` draws, the lower id among equals."
     q, order = probabilities.double().sort(dim=-1, descending=True, stable=True)
     worse = 1 - torch.nn.functional.pad(q.cumsum(-1), (1, 0)).clamp(max=1)     # mass ranked below
@@ -416,11 +416,11 @@ def best_of(
 
 # %% ../nbs/16_entropix.ipynb #8b0cc5f1
 def law_of(
-    logits,      # (B, V)
-    decision,    # `Decision` (B,)
-    n,           # draws of a row of the fifth branch
-    clarify=(),  # ids of the clarifying token; the first is what is said next
-):               # (B, V), float64
+    logits: torch.Tensor,  # (B, V)
+    decision: Decision,    # for each row
+    n: int,                # draws of a row of the fifth branch
+    clarify=(),            # ids of the clarifying token; the first is what is said next
+):                         # (B, V), float64
     "The exact probabilities of the next token under a decision."
     rows = torch.arange(len(logits), device=logits.device)
     q = truncate(logits, row_sampler(decision, rows)).softmax(-1).double()
@@ -517,7 +517,7 @@ class PolicySettings:
 # %% ../nbs/16_entropix.ipynb #5cb376a3
 class EntropySampler(PolicySettings):
     "Choose the sampler by the model's doubt, each row for itself. An instance is a `choose`."
-    def measure(self, prediction):
+    def measure(self, prediction: Prediction) -> Measures:
         "The `Measures` that this policy decides by."
         if not self.attention: prediction = replace(prediction, attention=None)
         elif prediction.attention is None:
@@ -525,12 +525,12 @@ class EntropySampler(PolicySettings):
                              "decides by the logits alone")
         return measure(prediction, self.layers)
 
-    def decide(self, found, asked=None):
+    def decide(self, found: Measures, asked=None) -> Decision:
         "The `Decision` for some `Measures`; `asked` (B,): was the clarifying token just said?"
         if asked is None: asked = torch.zeros_like(found.entropy, dtype=torch.bool)
         return self.config.decide(found, asked)
 
-    def __call__(self, prediction, context):
+    def __call__(self, prediction: Prediction, context: Context) -> EntropyDraw:
         "Choose one token a row: what `generate` calls."
         found = self.measure(prediction)
         check_clarify(self._ids, prediction.logits.shape[-1])
@@ -543,7 +543,7 @@ class EntropySampler(PolicySettings):
         return EntropyDraw(ids, None, kept, found.entropy, found.varentropy, decision.branch,
                            found, decision)
 
-    def law(self, logits, decision):
+    def law(self, logits: torch.Tensor, decision: Decision) -> torch.Tensor:
         "The exact probabilities (B, V) of the next token under a decision."
         return law_of(logits, decision, self.config.n_adaptive_samples, self._ids)
 
@@ -559,10 +559,10 @@ def fit_thresholds(entropies, varentropies):
 
 # %% ../nbs/16_entropix.ipynb #ac88825f
 def calibrate(
-    model,                    # a `LanguageModel`
+    model: LanguageModel,
     texts,                    # str or ids, or a list: what the model will see, but not this text
-    config=EntropixConfig(),  # the rest of the settings
-    attention=True,           # False for a model without it
+    config: EntropixConfig = EntropixConfig(),  # the rest of the settings
+    attention: bool = True,   # False for a model without it
     layers=None,              # as in the sampler
 ) -> EntropixConfig:
     "Thresholds at the thirds of what is measured along the texts, `typical` at its medians."
