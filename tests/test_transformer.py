@@ -316,6 +316,10 @@ def test_bad_input_is_refused():
         model(torch.zeros(1, 13, dtype=torch.long))
     with pytest.raises(ValueError, match="13 tokens leave no room in a context of 12"):
         generate(model, "abba abba ab")
+    with pytest.raises(ValueError, match="length: 4.5 is not an integer"):
+        model.new_cache(2, 4.5)
+    with pytest.raises(ValueError, match="rows: 0 is below 1"):
+        model.new_cache(0, 4)
     cache = model.new_cache(2, 4)
     with pytest.raises(ValueError, match="3 rows of ids"):
         model(torch.zeros(3, 1, dtype=torch.long), cache=cache)
@@ -347,6 +351,10 @@ def test_padding_does_not_count_against_the_context():
         ({"chars": "aa"}, "chars: 'aa'"),
         ({"width": 15}, "width: 15"),
         ({"heads": 3}, "width: 16"),
+        ({"context": 0}, "context: 0 is below 1"),
+        ({"width": 16.0}, "width: 16.0 is not an integer"),
+        ({"layers": True}, "layers: True is not an integer"),
+        ({"heads": 0}, "heads: 0 is below 1"),
     ],
 )
 def test_bad_sizes_are_refused(sizes, what):
@@ -751,6 +759,7 @@ def test_fingerprint_sees_every_part(monkeypatch):
             "batch",
             "clip_gradient",
             "learning_rate",
+            "places",
         )
     ]
     parts += [
@@ -759,12 +768,18 @@ def test_fingerprint_sees_every_part(monkeypatch):
         (T.Block, "forward"),
         (GPT, "forward"),
         (GPT, "__init__"),
+        (GPT, "embed"),
+        (GPT, "encode"),
         (T.Adam, "update"),
         (T.KVCache, "put"),
+        (T.KVCache, "extend"),
         (Trainer, "advance"),
+        (Trainer, "run"),
         (GPT, "device"),
     ]
     for owner, name in parts:
+        if isinstance(owner, type):  # the part of the class that has it
+            owner = next(c for c in owner.__mro__ if name in vars(c))
 
         def other(*args):
             return "something else"
@@ -774,7 +789,7 @@ def test_fingerprint_sees_every_part(monkeypatch):
             m.setattr(owner, name, property(other) if name == "device" else other)
             assert T.fingerprint(Trainer, GPT, T.initialise) != whole, name
     with monkeypatch.context() as m:
-        m.setattr(GPT, "eos", 2)
+        m.setattr(next(c for c in GPT.__mro__ if "eos" in vars(c)), "eos", 2)
         assert T.fingerprint(Trainer, GPT, T.initialise) != whole
     for name in ("save_checkpoint", "load_checkpoint"):  # how they are kept changes no weight
         with monkeypatch.context() as m:
