@@ -216,3 +216,16 @@ def test_memory_is_of_the_rows_still_there():
 
     generate(Ends(), [[1]] * 4, watch, 6)
     assert seen == [[0, 1, 2, 3], [0, 2, 3], [0, 3], [0], [0], [0]]
+
+
+def test_a_chooser_cannot_change_where_rows_stand():
+    "What it writes over in its context is gone at the next step; only `memory` is carried along."
+
+    def careless(prediction, context):
+        chosen = greedy(prediction)
+        context.ids, context.mask, context.row, context.memory = None, None, None, {}
+        return chosen
+
+    assert [s.ids.tolist() for s in run(PROMPTS, careless)] == [
+        s.ids.tolist() for s in run(PROMPTS, greedy)
+    ]
