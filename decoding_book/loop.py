@@ -106,7 +106,7 @@ def _is_single(prompt, name):
 
 # %% ../nbs/01_loop.ipynb #a61fe26d
 def as_prompts(
-    model,            # it encodes text, and knows its vocabulary
+    model: LanguageModel,  # it encodes text, and knows its vocabulary
     prompt,           # a str, ids (T,) or (B, T), or a list of either, of unequal lengths
     name="prompt",    # what an error calls it
 ) -> tuple:           # a list of id tensors (T_i,), and whether a single prompt was given
@@ -117,7 +117,7 @@ def as_prompts(
 
 # %% ../nbs/01_loop.ipynb #758b5997
 def left_pad(
-    rows,          # id tensors (T_i,)
+    rows: list,    # id tensors (T_i,)
     device="cpu",  # where the result lives
 ):                 # ids (B, T) and mask (B, T), False = padding
     "Stack rows of unequal length, padded with id 0 on the left."
@@ -130,7 +130,7 @@ def left_pad(
 
 # %% ../nbs/01_loop.ipynb #2ab96e01
 def as_stops(
-    model,       # its `eos` ends a text
+    model: LanguageModel,  # its `eos` ends a text
     stop=None,   # an id, a str, or a list of them
     ignore_eos=False,
 ):               # the set of ids and the list of strings that end a row
@@ -323,10 +323,10 @@ def _stream(model, prompts, choose, max_new_tokens, end_ids, stops, alternatives
 
 # %% ../nbs/01_loop.ipynb #6704de6d
 def stream(
-    model,               # a `LanguageModel`
+    model: LanguageModel,
     prompt,              # a str, ids (T,) or (B, T), or a list of either, of unequal lengths
     choose: Callable = greedy,  # (prediction, context) -> Draw
-    max_new_tokens=64,   # at most this many new tokens a row
+    max_new_tokens: int = 64,  # at most this many new tokens a row
     stop=None,           # ids and strings that end a row, besides the model's `eos`
     ignore_eos=False,    # go on after the model's `eos`
     alternatives=5,      # how many of the most probable tokens each step notes
@@ -529,10 +529,10 @@ def _progress(steps, total):
 
 # %% ../nbs/01_loop.ipynb #d9999dc2
 def generate(
-    model,               # a `LanguageModel`
+    model: LanguageModel,
     prompt,              # a str, ids (T,) or (B, T), or a list of either, of unequal lengths
     choose: Callable = greedy,  # (prediction, context) -> Draw
-    max_new_tokens=64,   # at most this many new tokens a row
+    max_new_tokens: int = 64,  # at most this many new tokens a row
     stop=None,           # ids and strings that end a row, besides the model's `eos`
     ignore_eos=False,    # go on after the model's `eos`
     alternatives=5,      # how many of the most probable tokens each step notes
@@ -576,7 +576,7 @@ def _to_front(values, mask):
 
 # %% ../nbs/01_loop.ipynb #2229e183
 def score(
-    model,          # a `LanguageModel`
+    model: LanguageModel,
     text_or_ids,    # a str, ids (T,) or (B, T), or a list of either, of unequal lengths
     chunk=256,      # positions a call, if the model has a cache: bounds the memory for logits
 ):                  # (B, T) nats; nan where there is none: padding, a first token without a start
