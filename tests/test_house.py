@@ -9,10 +9,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from tree import MODULES, NOTEBOOKS, ROOT, cells, tracked
 
-ROOT = Path(__file__).resolve().parent.parent
-MODULES = sorted((ROOT / "decoding_book").glob("[a-z]*.py"))
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 LONGEST_CELL, LONGEST_FUNCTION, WIDEST = 30, 25, 100
 REASON = "# long: "  # on the line of a longer function's `def`, or the one before
 
@@ -63,13 +61,6 @@ def exported(path):
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             return ast.literal_eval(node.value)
     return []
-
-
-def cells(path):
-    "(number, source) of a notebook's code cells."
-    for n, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
-        if cell["cell_type"] == "code":
-            yield n, "".join(cell["source"])
 
 
 def own_imports(path):
@@ -130,20 +121,6 @@ def test_a_long_function_says_why(path):
         if size > LONGEST_FUNCTION and REASON not in around
     }
     unless_named(f"{path.parent.name}/{path.stem}", LONG_FUNCTIONS, long)
-
-
-def tracked():
-    "The files of the project that people write, from git; without it, from the folders."
-    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
-    names = done.stdout.split() or [str(p.relative_to(ROOT)) for p in folders()]
-    paths = [ROOT / name for name in names if not name.startswith("tools/vendor/")]
-    return [p for p in paths if p.is_file()]
-
-
-def folders():
-    "All files of the folders that hold what people write."
-    for name in ("", "nbs", "tests", "tests/breaks", "tools", "benchmarks", "decoding_book", ".ci"):
-        yield from (p for p in (ROOT / name).glob("*") if p.is_file())
 
 
 def code(path):

@@ -110,20 +110,18 @@ def words(before="", after=""):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
+def llama_config(**more):
+    from transformers import LlamaConfig
+
+    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    return LlamaConfig(**dict(vocab_size=6) | sizes | more)
+
+
 def llama(**more):
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=6,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            **more,
-        )
-    )
+    return LlamaForCausalLM(llama_config(**more))
 
 
 @pytest.mark.parametrize(
@@ -211,7 +209,7 @@ def test_a_model_without_keys_and_values_runs_without_a_cache(name):
 
 
 def test_models_that_do_not_continue_a_text_are_refused():
-    from transformers import LlamaConfig, LlamaModel, T5Config, T5ForConditionalGeneration
+    from transformers import LlamaModel, T5Config, T5ForConditionalGeneration
 
     t5 = T5ForConditionalGeneration(
         T5Config(vocab_size=40, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
@@ -220,15 +218,7 @@ def test_models_that_do_not_continue_a_text_are_refused():
         ValueError, match="model: T5ForConditionalGeneration reads one text and writes another"
     ):
         HuggingFace(t5)
-    bare = LlamaModel(
-        LlamaConfig(
-            vocab_size=6,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-        )
-    )
+    bare = LlamaModel(llama_config())
     with pytest.raises(ValueError, match="model: LlamaModel gives no logits"):
         HuggingFace(bare)
 
@@ -281,7 +271,7 @@ def test_decode_takes_the_ids_of_one_text(model):
 
 def test_a_sentencepiece_tokenizer_keeps_the_first_space():
     from tokenizers import Tokenizer, decoders, models, normalizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     vocab = ["<unk>", "<s>", "</s>", "▁Hello", "▁world", "▁there", "!"]
     t = Tokenizer(models.BPE({v: i for i, v in enumerate(vocab)}, [], unk_token="<unk>"))
@@ -289,15 +279,7 @@ def test_a_sentencepiece_tokenizer_keeps_the_first_space():
     t.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    peer = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=7,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-        )
-    )
+    peer = llama(vocab_size=7)
     adapter = HuggingFace(peer, PreTrainedTokenizerFast(tokenizer_object=t))
 
     def say(p, c):

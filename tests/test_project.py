@@ -18,6 +18,7 @@ import pytest
 import yaml
 from execute import export
 from nbdev_commands import REFUSED, install
+from tree import cells, tracked
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
@@ -48,23 +49,6 @@ def python(code, **options):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **options)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
-
-
-def sources(path, kind="code"):
-    "Cell number and source of the cells of one kind."
-    cells = nbformat.read(path, as_version=4).cells
-    return [(i, c.source) for i, c in enumerate(cells) if c.cell_type == kind]
-
-
-def tracked():
-    "The text files that git knows, or would add."
-    done = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
-    )
-    if done.returncode:
-        pytest.skip("not a git repository")
-    paths = [ROOT / p for p in done.stdout.splitlines() if "vendor" not in p]
-    return [p for p in paths if p.is_file() and b"\0" not in p.read_bytes()[:4096]]
 
 
 # ---- notebooks and export
@@ -121,7 +105,7 @@ def test_imports_stand_in_cells_of_their_own():
     cells above it made."""
     imports = (ast.Import, ast.ImportFrom)
     for path in NOTEBOOKS:
-        for i, source in sources(path):
+        for i, source in cells(path):
             body = ast.parse(source).body
             mixed = any(isinstance(n, imports) for n in body) and not all(
                 isinstance(n, imports) for n in body
@@ -151,7 +135,7 @@ def test_outputs_are_committed_and_hold_no_error():
 def test_notebooks_are_small_and_their_lines_short():
     for path in NOTEBOOKS:
         assert path.stat().st_size <= 300_000, f"{path.name}: {path.stat().st_size:,} bytes"
-        for i, source in sources(path):
+        for i, source in cells(path):
             for line in source.splitlines():
                 assert len(line) <= 100, f"{path.name}, cell {i}: {line}"
 

@@ -2,35 +2,22 @@
 Python and calls nothing newer, and the workflow runs all of them."""
 
 import ast
-import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import parso
 import pytest
 import yaml
 from nbfilter import settings
+from tree import NOTEBOOKS, ROOT, cells
 
-ROOT = Path(__file__).resolve().parent.parent
 LEAST = settings(ROOT)["min_python"]
 FILES = sorted(
     p
     for part in ("decoding_book", "tools", "tests", "benchmarks", ".")
     for p in (ROOT / part).glob("*.py")
 )
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-
-
-def cells(path):
-    "(place, source) of the code cells of a notebook."
-    nb = json.loads(path.read_text(encoding="utf-8"))
-    return [
-        (f"{path.name}, cell {i}", "".join(c["source"]))
-        for i, c in enumerate(nb["cells"])
-        if c["cell_type"] == "code"
-    ]
 
 
 def first_error(code):
@@ -58,7 +45,7 @@ def test_newer_grammar_is_noticed(code):
 
 
 def test_every_cell_and_file_is_in_the_grammar_of_the_least_python():
-    texts = [pair for path in NOTEBOOKS for pair in cells(path)]
+    texts = [(f"{p.name}, cell {i}", source) for p in NOTEBOOKS for i, source in cells(p)]
     texts += [(path.name, path.read_text(encoding="utf-8")) for path in FILES]
     assert len(texts) > 1000
     assert not [f"{place}: {error}" for place, code in texts if (error := first_error(code))]
