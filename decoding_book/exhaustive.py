@@ -85,8 +85,7 @@ class Hypotheses(Result, list):
         return Hypotheses(texts, self.rows, self.bound, self.proven, self.steps)
 
     def __repr__(self):
-        lines = [f"{i}. {h}" for i, h in enumerate(self)]
-        return "\n".join(lines + [self._note()])
+        return "\n".join([*(f"{i}. {h}" for i, h in enumerate(self)), self._note()])
 
     def _note(self):
         doubt = "" if self.proven else ", not proven"
