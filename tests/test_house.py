@@ -21,9 +21,7 @@ TWICE = {"read_gguf"}
 LONG_CELLS = {
     "03_transformer",
     "04_smollm",
-    "05_exhaustive",
     "14_fused",
-    "18_huggingface",
 }
 LONG_FUNCTIONS = {"decoding_book/loop", "benchmarks/fused"}
 WIDE = {
@@ -35,7 +33,6 @@ WIDE = {
     "tests/test_noise.py",
     "tests/test_sampler.py",
     "tests/test_topp.py",
-    "nbs/07_beam.ipynb",
     "nbs/13_sampler.ipynb",
     "nbs/A_checks.ipynb",
 }
