@@ -13,7 +13,7 @@ from gguf_files import packed, write
 
 import decoding_book.gguf_file as gguf_file
 import decoding_book.smollm as smollm
-from decoding_book.gguf_file import NotRead, dequantise, parse_gguf, read_gguf
+from decoding_book.gguf_file import Cursor, NotRead, dequantise, parse_gguf, read_gguf
 from decoding_book.smollm import Config, SmolLM2, read_config, weights_path
 
 gguf = pytest.importorskip("gguf")
@@ -152,6 +152,15 @@ def test_any_damage_is_a_value_error(tmp_path, full):
             assert "x.gguf" in str(error)
         else:
             assert all(isinstance(t, torch.Tensor) for t, _, _ in tensors.values())
+
+
+def test_a_length_beyond_the_end_is_refused_where_it_stands():
+    cursor = Cursor(b"abc")
+    with pytest.raises(ValueError, match="4 bytes should follow byte 0, there are 3"):
+        cursor.take(4)
+    assert bytes(cursor.take(3)) == b"abc"
+    with pytest.raises(ValueError, match="bytes should follow byte 8, there are 2"):
+        Cursor(struct.pack("<Q", 2**60) + b"ab").text()
 
 
 # Zeros
