@@ -17,7 +17,7 @@ from numbers import Real
 import torch
 
 from .loop import Draw
-from .noise import Key, _part, check_key, gumbel_max
+from .noise import Key, _part, check_key, float64, gumbel_max
 from .penalties import (bias_vector, check_history, end_ids, frequency_penalty,
                                      logit_bias, min_length, no_repeat_ngram, presence_penalty,
                                      repetition_penalty)
@@ -174,7 +174,7 @@ def draw_plain(logits, params, key):
     "The definition: filter, add the key's noise, take the maximum."
     z = truncate(logits, params)
     ids = gumbel_max(z, key)
-    logprob = z.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+    logprob = float64(z).log_softmax(-1).to(z).gather(-1, ids[:, None])[:, 0]
     return Draw(ids, logprob, z.isfinite().sum(-1))
 
 # %% ../nbs/13_sampler.ipynb #59c842ea
@@ -215,7 +215,8 @@ class Sampler:
 
     def distribution(self, logits, ids=None, mask=None, prompt_lengths=0):
         "The exact probabilities (..., V) of the next token; arguments as for `penalize`."
-        return truncate(penalize(logits, self, ids, mask, prompt_lengths), self).softmax(-1)
+        z = truncate(penalize(logits, self, ids, mask, prompt_lengths), self)
+        return float64(z).softmax(-1).to(z)           # a float32 total would be off by 1e-5
 
     def at(self, rows, of=None):
         "The sampler for some rows (b,) of a call, which has `of` rows if that is known."
