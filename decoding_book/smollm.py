@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['NUMBERS', 'BLOCKS', 'SIZES', 'weights_path', 'read_gguf', 'dequantise', 'read_tokenizer', 'render_chat', 'turns',
            'rotate', 'raw_scores', 'attend', 'average', 'swiglu', 'Config', 'read_config', 'lay', 'multiply', 'block',
-           'multiply_blocks', 'has_onednn', 'load', 'check_ids', 'run_layers', 'SmolLM2', 'HuggingFaceCache',
-           'HuggingFace']
+           'multiply_blocks', 'has_onednn', 'load', 'check_ids', 'run_layers', 'SmolLM2']
 
 # %% ../nbs/04_smollm.ipynb #bbf9b4c6
 import io
@@ -22,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from .loop import Prediction
-from .transformer import KVCache, row_numbers, visible
+from .transformer import KVCache, visible
 
 # %% ../nbs/04_smollm.ipynb #7b343acf
 def weights_path():    # where the GGUF file is
@@ -420,60 +419,12 @@ class SmolLM2:
         found = (torch.stack(raw, 1), real) if attention else (None, None)
         return Prediction(multiply(x, w.head).float(), cache, *found)
 
-# %% ../nbs/04_smollm.ipynb #08b6dd97
-class HuggingFaceCache:
-    "A transformers cache behind the three names that this book uses."
-    def __init__(self, rows, length):
-        self.capacity, self.memory, self.mask = (rows, length), None, None
-
-    @property
-    def length(self): return 0 if self.mask is None else self.mask.shape[1]
-
-    def reorder(self, rows):
-        "Make row i what row `rows[i]` was."
-        if self.mask is None: return
-        rows = row_numbers(rows, len(self.mask), self.capacity[0], self.mask.device)
-        self.memory.reorder_cache(rows)
-        self.mask = self.mask[rows]
-
-    def keep(self, rows):
-        "Keep only these rows."
-        self.reorder(rows)
-
-# %% ../nbs/04_smollm.ipynb #e612eacb
-class HuggingFace:
-    "A causal language model of transformers as a model of this book."
-    def __init__(
-        self,
-        model,             # e.g. an AutoModelForCausalLM; put into evaluation mode
-        tokenizer=None,    # its tokenizer; without one, prompts are ids
-    ):
-        self.model, config = model.eval(), model.config.get_text_config()
-        self.vocab_size, self.device = config.vocab_size, model.device
-        self.context = getattr(config, "max_position_embeddings", None)
-        eos = getattr(model.generation_config or config, "eos_token_id", None)
-        self.end_ids = [eos] if isinstance(eos, int) else list(eos or [])
-        self.eos = self.end_ids[0] if self.end_ids else None
-        if tokenizer is not None:
-            self.encode = lambda text: tokenizer.encode(text, add_special_tokens=False)
-            self.decode = lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
-    def new_cache(self, rows, length): return HuggingFaceCache(rows, length)
-
-    def __call__(self, ids, mask=None, cache=None, last_only=True, attention=False) -> Prediction:
-        if attention:
-            raise ValueError("attention: transformers gives weights after softmax, not raw scores")
-        keys = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-        past = 0 if cache is None else cache.length
-        if past: keys = torch.cat([cache.mask, keys], 1)
-        room = None if cache is None else cache.capacity[1]
-        for name, n, limit in (("context", keys.sum(1).max().item(), self.context),
-                               ("cache", keys.shape[1], room)):
-            if limit and n > limit:
-                raise ValueError(f"ids: {n} positions are more than the {name}'s {limit}")
-        with torch.no_grad():
-            out = self.model(input_ids=ids, attention_mask=keys.long(), use_cache=cache is not None,
-                             position_ids=(keys.cumsum(1) - 1).clamp(min=0)[:, past:],
-                             past_key_values=cache and cache.memory)
-        if cache is not None: cache.memory, cache.mask = out.past_key_values, keys
-        return Prediction(out.logits[:, -1] if last_only else out.logits, cache)
+# %% ../nbs/04_smollm.ipynb #52ac03c8
+def __getattr__(name):
+    "Names that live in `huggingface` now, under their old address."
+    if name not in ("HuggingFace", "HuggingFaceCache"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from warnings import warn
+    from decoding_book import huggingface
+    warn(f"{name} is in decoding_book.huggingface now", DeprecationWarning, stacklevel=2)
+    return getattr(huggingface, name)

@@ -1,5 +1,4 @@
 """What all tests share: the size of the counts (`--full`), recorded results (`--record`), and the built site (`--site`)."""
-import datetime
 import json
 import os
 import platform
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 # The files that take longest, longest first: with two workers neither is left alone with a long one at the end.
 LONG = ["cuda", "smollm", "browser", "sampler", "project", "cuda_compile", "beam", "entropix", "fused", "search",
         "transformer", "site"]
@@ -71,30 +70,23 @@ def git(*args):
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def processor():
-    "The processor's name, as the system gives it."
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def pytest_sessionfinish(session, exitstatus):
     "Write what was recorded, with the commit, the date and the machine."
     path = session.config.getoption("--record")
     if not path or hasattr(session.config, "workerinput"):
         return
     import torch
+
+    from benchmarks.common import now, processor, write
     out = {
         "commit": git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else ""),
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": now(),
         "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()}",
         "python": platform.python_version(), "torch": torch.__version__,
         "full": session.config.getoption("--full"), "passed": exitstatus == 0,
         "results": dict(sorted(Recorder.results.items())),
     }
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write(Path(path), out)
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from decoding_book.beam import beam_search
+from decoding_book.huggingface import HuggingFace
 from decoding_book.loop import left_pad
-from decoding_book.smollm import HuggingFace, SmolLM2, dequantise, read_gguf, weights_path
+from decoding_book.smollm import SmolLM2, dequantise, read_gguf, weights_path
 
 transformers = pytest.importorskip("transformers")
 V = 40
@@ -89,7 +90,7 @@ PROMPTS = ["The capital of France is", "It was a quiet morning in the city when"
 
 def test_huggingface_smollm(full, record):
     """SmolLM2 and transformers' Llama with the same weights, a full stop as the end mark."""
-    from bench_smollm import transformers_peer
+    from benchmarks.common import transformers_peer
     ours_model = SmolLM2()
     weights = {name: dequantise(*tensor) for name, tensor in read_gguf(weights_path())[1].items()}
     peer, dot = transformers_peer(weights), ours_model.encode(".")[0]

@@ -8,11 +8,11 @@ from importlib import metadata
 
 import pytest
 import torch
-from bench_smollm import reference_weights, transformers_peer
+from benchmarks.common import reference_weights, transformers_peer
 
 import decoding_book.smollm as smollm
 from decoding_book.loop import generate, left_pad, score
-from decoding_book.smollm import HuggingFace, SmolLM2, read_gguf, render_chat, weights_path
+from decoding_book.smollm import SmolLM2, read_gguf, render_chat, weights_path
 
 TOLERANCE = 2e-4
 PROMPTS = [
@@ -502,62 +502,6 @@ def test_bad_mask_and_a_long_cached_text(model):
         model(ids, cache=cache)
     with pytest.raises(ValueError, match="8192"):
         generate(model, torch.ones(9000, dtype=torch.long))
-
-
-# The adapter
-
-def test_the_adapter_decodes_the_same_text(model, peer):
-    class Words:                                              # what the adapter needs of a tokenizer
-        def encode(self, text, add_special_tokens): return model.encode(text)
-        def decode(self, ids, clean_up_tokenization_spaces): return model.decode(ids)
-    adapter = HuggingFace(peer, Words())
-    assert (adapter.vocab_size, adapter.context, adapter.eos) == (49152, 8192, None)
-    prompts = PROMPTS[:2]
-    ours = generate(model, prompts, max_new_tokens=8, ignore_eos=True)
-    theirs = generate(adapter, prompts, max_new_tokens=8)
-    assert theirs.text == ours.text and all(map(torch.equal, theirs.ids, ours.ids))
-    ids = ids_of(model, prompts[0])
-    torch.testing.assert_close(adapter(ids, last_only=False).logits, model(ids, last_only=False).logits,
-                               atol=TOLERANCE, rtol=0)
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    from transformers import GPT2Config, GPT2LMHeadModel
-    torch.manual_seed(0)
-    return HuggingFace(GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=16, n_embd=16, n_layer=2, n_head=2,
-                                                  eos_token_id=[3, 4])))
-
-
-def test_the_adapters_cache(tiny):
-    assert tiny.eos == 3 and tiny.context == 16 and not hasattr(tiny, "encode")
-    ids, mask = left_pad([torch.tensor([1, 2, 5]), torch.tensor([7])])
-    cache = tiny.new_cache(3, 12)
-    cache.reorder([0])                                        # nothing to reorder yet
-    assert cache.length == 0
-    tiny(ids, mask, cache=cache)
-    cache.reorder([1, 0, 0])
-    new = torch.tensor([[8], [9], [10]])
-    logits = tiny(new, cache=cache).logits
-    for i, row in enumerate(([7, 8], [1, 2, 5, 9], [1, 2, 5, 10])):
-        torch.testing.assert_close(logits[i], tiny(torch.tensor([row])).logits[0], atol=1e-5, rtol=0)
-    cache.keep([2])
-    assert cache.length == 4
-    torch.testing.assert_close(tiny(torch.tensor([[11]]), cache=cache).logits,
-                               tiny(torch.tensor([[1, 2, 5, 10, 11]])).logits, atol=1e-5, rtol=0)
-
-
-def test_the_adapter_refuses(tiny):
-    with pytest.raises(ValueError, match="attention: transformers"):
-        tiny(torch.tensor([[1]]), attention=True)
-    with pytest.raises(ValueError, match="17 positions are more than the context's 16"):
-        tiny(torch.ones(1, 17, dtype=torch.long))
-    cache = tiny.new_cache(1, 3)
-    with pytest.raises(ValueError, match="4 positions are more than the cache's 3"):
-        tiny(torch.ones(1, 4, dtype=torch.long), cache=cache)
-    tiny(torch.ones(1, 2, dtype=torch.long), cache=cache)
-    with pytest.raises(ValueError, match="rows: "):
-        cache.reorder([1])
 
 
 def test_row_numbers_are_no_mask(model):

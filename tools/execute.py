@@ -35,6 +35,10 @@ LONG = ["07_beam", "17_cuda", "15_entropy", "04_smollm", "06_greedy", "13_sample
 LIBRARIES = ["torch", "matplotlib.figure", "ipykernel.kernelapp", "ipykernel.ipkernel",
              "nbformat", "nbclient", "jupyter_client.provisioning"]  # these for this script itself
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
+# An exercise's check stands behind a #, for the reader to take away.
+CHECK = re.compile(r"^# (check_\w+\(\w+\)).*$", re.M)
+# What is run there: the empty hole does not pass. (That the solution passes, its own cell says.)
+EMPTY = "__import__('fastcore.test').test.test_fail(lambda: {}, msg='The empty hole passes the check.')"
 
 
 class ThisPython(AsyncKernelManager):
@@ -160,6 +164,13 @@ def explain(
     return f"\nFAILED {where}\n{ANSI.sub('', str(error)).rstrip()}\n"
 
 
+def with_holes_tried(
+    source,  # A code cell
+):
+    "The cell, and where it ends an exercise, a line that fails if the empty hole passes the check."
+    return CHECK.sub(lambda m: EMPTY.format(m[1]), source)
+
+
 async def run_one(
     path,     # A notebook
     env,      # The kernel's environment
@@ -174,14 +185,18 @@ async def run_one(
         client = NotebookClient(nb, timeout=timeout, kernel_name="python3", record_timing=False,
                                 kernel_manager_class=kernel, shutdown_kernel="immediate",
                                 resources={"metadata": {"path": str(path.parent)}})
+        written = [cell.source for cell in nb.cells]
         for cell in nb.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
+                cell.source = with_holes_tried(cell.source)
         try:
             await client.async_execute(env=env)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             print(explain(path, nb, error), file=sys.stderr, flush=True)
             return None
+        for cell, source in zip(nb.cells, written):
+            cell.source = source
         nbformat.write(nb, path)
         seconds = time.perf_counter() - start
         print(f"  {path.name:<{width}} {seconds:6.1f} s", flush=True)

@@ -1,7 +1,7 @@
 """Beam search: this book's against transformers' on the same weights, and exhaustive search on a table.
 
-    python tools/bench_search.py              beam 4 over 64 tokens, two threads, float32
-    python tools/bench_search.py --quick      a short look, nothing recorded
+    python -m benchmarks.search              beam 4 over 64 tokens, two threads, float32
+    python -m benchmarks.search --quick      a short look, nothing recorded
 
 Both beams run in one process, in turns, so that a busy machine slows both, and both must return the same hypotheses.
 The share of the model is the time that our search spends inside the model's call and its cache's `reorder`.
@@ -13,7 +13,7 @@ import statistics
 import time
 from pathlib import Path
 
-from bench_smollm import ROOT, reference_weights, save, transformers_peer
+from benchmarks.common import HERE, load, reference_weights, save, transformers_peer
 
 PROMPTS = ["It was a quiet morning in the city when", "The capital of France is",
            "In a shocking finding, scientists discovered", "To make a good soup, you"]
@@ -78,7 +78,7 @@ def compare(name, ours, peer, prompts, width, tokens, repeats, options):
             "seconds": round(statistics.median(seconds), 3), "transformers_seconds": round(statistics.median(theirs), 3),
             "ratio": round(statistics.median(ratios), 3), "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
             "share_of_the_model": round(statistics.median(m / s for m, s in zip(inside, seconds)), 3),
-            "same_hypotheses": True, "load_average": [round(x, 2) for x in os.getloadavg()]}
+            "same_hypotheses": True, "load_average": load()}
 
 
 def exhaustive(repeats=50):
@@ -91,7 +91,7 @@ def exhaustive(repeats=50):
         exhaustive_search(world, "", 5)
         times.append(1000 * (time.perf_counter() - start))
     return {"case": "all 6^5 texts of the six words", "repeats": repeats, "median_ms": round(statistics.median(times), 2),
-            "fastest_ms": round(min(times), 2), "load_average": [round(x, 2) for x in os.getloadavg()]}
+            "fastest_ms": round(min(times), 2), "load_average": load()}
 
 
 def main():
@@ -100,7 +100,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/search.json")
+    parser.add_argument("--out", type=Path, default=HERE / "search.json")
     args = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"
     if args.quick: args.tokens, args.repeats = 12, 1

@@ -1,10 +1,10 @@
 """Is it worth choosing the sampler by entropy? The policy of chapter 16 against plain sampling at the same entropy of draws.
 
-    python tools/bench_audit.py                 all of it, an hour of one core; the chapter draws the result
-    python tools/bench_audit.py --minutes 3.5   as many pieces as fit; the next call goes on (progress is in build/audit.json)
-    python tools/bench_audit.py --quick         a few prompts and items, nothing recorded
+    python -m benchmarks.audit                 all of it, an hour of one core; the chapter draws the result
+    python -m benchmarks.audit --minutes 3.5   as many pieces as fit; the next call goes on (progress is in build/audit.json)
+    python -m benchmarks.audit --quick         a few prompts and items, nothing recorded
 
-1. `calibrate`: the policy's thresholds, on the model's own text (T = 1) after the 40 openings of bench_curse.py.
+1. `calibrate`: the policy's thresholds, on the model's own text (T = 1) after the 40 openings of curse.py.
 2. `match`: the temperature, the min-p and the top-p whose draws have the policy's mean entropy, on those same openings for texts,
    and for each task on items of their own.
 3. `text`: 104 other openings, four seeds, each arm: repetition, distinct n-grams, likelihood, entropy of draws, branches.
@@ -17,12 +17,11 @@ import json
 import math
 import os
 import random
-import sys
 import time
 from pathlib import Path
 
-from bench_curse import OPENINGS
-from bench_smollm import ROOT, machine
+from benchmarks.common import HERE, ROOT, machine, write
+from benchmarks.curse import OPENINGS
 
 PROMPTS = """The old bridge across the river was
 Every morning before work, she
@@ -465,7 +464,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="a few prompts and items, nothing recorded")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop before a piece that starts later than this")
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", 2)))
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/audit.json")
+    parser.add_argument("--out", type=Path, default=HERE / "audit.json")
     args = parser.parse_args()
     begin = time.perf_counter()
     os.environ["TQDM_DISABLE"] = "1"
@@ -475,8 +474,7 @@ def main():
     from decoding_book import sampler
     from decoding_book.smollm import SmolLM2
     torch.set_num_threads(args.threads)
-    sys.modules.setdefault("bench_audit", sys.modules["__main__"])
-    sampler.BACKENDS["short"] = "bench_audit:draw_short"
+    sampler.BACKENDS["short"] = "benchmarks.audit:draw_short"
     sampler.CHOICES["backend"] = (*sampler.CHOICES["backend"], "short")
     found = json.loads(work.read_text()) if work.is_file() else {}
     model = SmolLM2()
@@ -497,8 +495,7 @@ def main():
               "match": {k: v for k, v in found.items() if k.startswith("match")}} | summary(found)
     result["samples"] = {arm: [model.decode(t) for t in texts] for arm, texts in result["samples"].items()}
     if args.quick: return print(json.dumps(result["table"], indent=1)[:1500])
-    args.out.parent.mkdir(exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write(args.out, result)
     print(f"recorded in {args.out}")
 
 

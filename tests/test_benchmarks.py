@@ -2,12 +2,14 @@
 import json
 from types import SimpleNamespace
 
-import bench_cuda as bench
 import pytest
 import torch
 
+import benchmarks.cuda as bench
+from benchmarks.common import write
 
-def test_the_plan_is_what_the_issue_asks_for():
+
+def test_the_plan_has_every_cell_and_the_goals_first():
     plan = bench.plan(SimpleNamespace(dry=False, quick=False))
     have = {(label, B, V, kind, d) for label, B, V, kind, d in plan}
     assert len(plan) == len(have) == 4 * (2 * 4 * 5 * 2 + 5 * 2)
@@ -22,10 +24,10 @@ def test_the_plan_is_what_the_issue_asks_for():
 def test_it_goes_on_where_it_stopped(tmp_path):
     path, here = tmp_path / "new" / "cuda.json", dict(date="now", gpu="A", torch="1")
     assert bench.resumed(path, here) == {}
-    bench.save(path, {"machine": here | {"date": "before"}, "code": bench.code(), "cells": [1]})
+    write(path, {"machine": here | {"date": "before"}, "code": bench.code(), "cells": [1]})
     assert bench.resumed(path, here)["cells"] == [1]
     assert bench.resumed(path, here | {"gpu": "B"}) == {}                         # another machine
-    bench.save(path, {"machine": here, "code": "old", "cells": [1]})
+    write(path, {"machine": here, "code": "old", "cells": [1]})
     assert bench.resumed(path, here) == {}                                        # other kernels
     path.write_text("{")
     assert bench.resumed(path, here) == {}

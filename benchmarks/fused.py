@@ -1,8 +1,8 @@
 """The fused draw against its peers: time for one token a row, in one process, in turns.
 
-    python tools/bench_fused.py                     one thread and two, every vocabulary, and the share of a decode step
-    python tools/bench_fused.py --threads 1         one part; the others stay as recorded
-    python tools/bench_fused.py --quick             a short look, nothing recorded
+    python -m benchmarks.fused                     one thread and two, every vocabulary, and the share of a decode step
+    python -m benchmarks.fused --threads 1         one part; the others stay as recorded
+    python -m benchmarks.fused --quick             a short look, nothing recorded
 
 Peers: the naive form that most sources print, transformers' processors with `multinomial`, and vLLM's native method written from
 its description (one sort for top-k and top-p, exponential noise). All start from the same logits. Rows rotate, so that no branch
@@ -11,14 +11,12 @@ other peers' work and is recorded apart, as `cold`. A figure is a median; `softm
 """
 import argparse
 import json
-import os
 import statistics
 import time
 from pathlib import Path
 
-from bench_smollm import machine
+from benchmarks.common import HERE, load, machine, write
 
-ROOT = Path(__file__).resolve().parent.parent
 VOCABULARIES, BATCHES = (32_000, 50_257, 128_256, 151_936), (1, 8, 64)
 FILTERS = {"top-k": dict(top_k=50), "top-p": dict(top_p=.9), "both": dict(top_k=50, top_p=.9), "min-p": dict(min_p=.05),
            "temperature": {}}
@@ -160,13 +158,13 @@ def main():
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--batches", type=int, nargs="*", default=BATCHES)
     parser.add_argument("--share", action="store_true", help="only the share of a decode step")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/fused.json")
+    parser.add_argument("--out", type=Path, default=HERE / "fused.json")
     args = parser.parse_args()
     import torch
     whole = args.threads == [1, 2] and not args.share
     for threads in args.threads:
         torch.set_num_threads(threads)
-        load, rows, part = os.getloadavg(), [], f"threads_{threads}"
+        busy, rows, part = load(), [], f"threads_{threads}"
         if not args.share:
             for B in args.batches:
                 size = {1: (4, 20), 8: (6, 4)}.get(B, (1, 2)) if not args.quick else (1, 3)
@@ -182,11 +180,11 @@ def main():
         if args.quick: continue
         data = json.loads(args.out.read_text()) if args.out.exists() else {}
         old = [r for r in data.get(part, {}).get("cells", []) if args.share or r["B"] not in args.batches]
-        data[part] = data.get(part, {}) | {"machine": machine(), "load_average": [round(x, 2) for x in load],
+        data[part] = data.get(part, {}) | {"machine": machine(), "load_average": busy,
                                            "cells": sorted(old + rows, key=lambda r: r["B"])}
         if share: data[part]["decode"] = share
-        args.out.write_text(json.dumps(data, indent=1) + "\n")
-        print(f"recorded in {args.out}, load average {load}")
+        write(args.out, data)
+        print(f"recorded in {args.out}, load average {busy}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Does better search give better text? Probability a token against repetition for beams of 1, 2, 4 and 8.
 
-    python tools/bench_curse.py            40 openings, 100 tokens each (some minutes); the beam chapter draws the result
-    python tools/bench_curse.py --quick    a short look, nothing recorded
+    python -m benchmarks.curse            40 openings, 100 tokens each (some minutes); the beam chapter draws the result
+    python -m benchmarks.curse --quick    a short look, nothing recorded
 
 End marks are ignored, so that all texts have one length. Repetition is the share of 4-grams that occurred earlier in the text.
 """
@@ -11,7 +11,7 @@ import os
 import time
 from pathlib import Path
 
-from bench_smollm import ROOT, save
+from benchmarks.common import HERE, save
 
 OPENINGS = """It was a quiet morning in the city when
 In a shocking finding, scientists discovered
@@ -73,7 +73,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="two openings, few tokens, nothing recorded")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=100)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/curse.json")
+    parser.add_argument("--out", type=Path, default=HERE / "curse.json")
     args = parser.parse_args()
     openings = OPENINGS
     if args.quick: openings, args.tokens = OPENINGS[:2], 12

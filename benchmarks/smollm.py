@@ -1,59 +1,20 @@
 """Greedy tokens a second: this book's SmolLM2 against transformers, on the same weights.
 
-    python tools/bench_smollm.py                    two threads, batches of 1 and 8, float32 and bfloat16
-    python tools/bench_smollm.py --quick            a short look, nothing recorded
+    python -m benchmarks.smollm                    two threads, batches of 1 and 8, float32 and bfloat16
+    python -m benchmarks.smollm --quick            a short look, nothing recorded
 
 Both models run in one process, in turns, so that a busy machine slows both. transformers runs as its users run it: `model.generate`,
 greedy, with its cache, in inference mode. Both make exactly the same number of tokens: the end mark is off.
 """
 import argparse
-import datetime
 import json
 import os
-import platform
 import statistics
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-PROMPT = "It was a quiet morning in the city when the first tram of the day came round the corner, and"
-LAYER = {"attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-         "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-         "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj",
-         "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+from benchmarks.common import HERE, PROMPT, load, reference_weights, save, transformers_peer
 
-
-def reference_weights(path):
-    "The file's weights as the package `gguf` reads them, and the metadata."
-    import gguf
-    import torch
-    reader = gguf.GGUFReader(str(path))
-    weights = {t.name: torch.from_numpy(gguf.dequantize(t.data, t.tensor_type).copy()) for t in reader.tensors}
-    return weights, {name: field.contents() for name, field in reader.fields.items()}
-
-
-def transformers_peer(weights, dtype=None):
-    "A transformers Llama with these weights. It pairs number i of a head with i + 32, the file with i + 1."
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
-        num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192, rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 100000.0}, tie_word_embeddings=True,
-        bos_token_id=1, eos_token_id=None, pad_token_id=2))
-    state = {"model.embed_tokens.weight": weights["token_embd.weight"],
-             "lm_head.weight": weights["token_embd.weight"],
-             "model.norm.weight": weights["output_norm.weight"]}
-    for i in range(30):
-        for ours, theirs in LAYER.items():
-            w = weights[f"blk.{i}.{ours}.weight"]
-            if ours in ("attn_q", "attn_k"):
-                heads = 9 if ours == "attn_q" else 3
-                w = w.reshape(heads, -1, 2, w.shape[-1]).swapaxes(1, 2).reshape(w.shape)
-            state[f"model.layers.{i}.{theirs}.weight"] = w
-    model.load_state_dict(state)
-    model.generation_config.eos_token_id = None
-    return model.to(dtype or torch.float32).eval()
 
 
 def run_ours(model, ids, n):
@@ -105,32 +66,8 @@ def compare(dtype, batch, tokens, repeats, weights):
         ratios = [a / b for a, b in zip(speed[name], speed["transformers"])]
         row[f"{name}_ratio"] = round(statistics.median(ratios), 2)
         row[f"{name}_ratio_range"] = [round(min(ratios), 2), round(max(ratios), 2)]
-    row["load_average"] = [round(x, 2) for x in os.getloadavg()]
+    row["load_average"] = load()
     return row
-
-
-def machine():
-    "What the figures were measured on."
-    import torch
-    import transformers
-    info = Path("/proc/cpuinfo")
-    names = [x.split(":", 1)[1].strip() for x in info.read_text().splitlines()
-             if x.startswith("model name")] if info.is_file() else []
-    return {"date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-            "processor": names[0] if names else platform.processor(), "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(), "system": platform.system(),
-            "python": platform.python_version(), "torch": torch.__version__,
-            "transformers": transformers.__version__}
-
-
-def save(
-    path,       # Where to
-    **results,  # What was found, by name
-):
-    "Record results, with the machine, as JSON."
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), **results}, indent=1) + "\n")
-    print(f"recorded in {path}")
 
 
 def main():
@@ -139,7 +76,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/smollm.json")
+    parser.add_argument("--out", type=Path, default=HERE / "smollm.json")
     args = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"                    # no progress bar inside a measurement
     if args.quick: args.tokens, args.repeats = 16, 1

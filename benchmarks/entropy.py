@@ -1,7 +1,7 @@
 """What do the measures and the policy cost, as a share of a SmolLM2 step?
 
-    python tools/bench_entropy.py            a minute; chapters 15 and 16 quote the result
-    python tools/bench_entropy.py --quick    a short look, nothing recorded
+    python -m benchmarks.entropy            a minute; chapters 15 and 16 quote the result
+    python -m benchmarks.entropy --quick    a short look, nothing recorded
 
 A step is one token for each row after 128 tokens of context, with the cache, float32, greedy. The parts are timed one after the
 other in every round; each figure is a median. `attention` is what it costs the model to hand out its scores.
@@ -13,7 +13,7 @@ import statistics
 import time
 from pathlib import Path
 
-from bench_smollm import PROMPT, ROOT, save
+from benchmarks.common import HERE, PROMPT, save
 
 CONTEXT = 128
 
@@ -62,7 +62,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="few rounds, nothing recorded")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=150)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/entropy.json")
+    parser.add_argument("--out", type=Path, default=HERE / "entropy.json")
     args = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"
     if args.quick: args.rounds = 5

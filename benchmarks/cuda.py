@@ -1,16 +1,16 @@
 """The CUDA draw against its peers, from logits to tokens, on a GPU.
 
-    python tools/bench_cuda.py             everything; results go to benchmarks/cuda.json
-    python tools/bench_cuda.py --check     first: the tests, compiled on this GPU, and compute-sanitizer on a small run
-    python tools/bench_cuda.py --quick     two shapes, nothing recorded
-    python tools/bench_cuda.py --dry       the script's logic at toy sizes, no GPU needed, nothing recorded
+    python -m benchmarks.cuda             everything; results go to benchmarks/cuda.json
+    python -m benchmarks.cuda --check     first: the tests, compiled on this GPU, and compute-sanitizer on a small run
+    python -m benchmarks.cuda --quick     two shapes, nothing recorded
+    python -m benchmarks.cuda --dry       the script's logic at toy sizes, no GPU needed, nothing recorded
 
 It saves after every cell and stops after `--minutes` (9): the same command again goes on where it stopped, as long as the GPU,
 torch, Triton and the kernels are the same. The cells that the goals are about come first. Where a machine is lent and lost, keep
 the file of results and put it back before the next command. On one that runs commands of ten minutes:
 
-    python3 tools/bench_cuda.py --check    (nine minutes at the most)
-    python3 tools/bench_cuda.py            (as often as it says that cells are left)
+    python -m benchmarks.cuda --check    (nine minutes at the most)
+    python -m benchmarks.cuda            (as often as it says that cells are left)
 
 Every peer starts from the same logits and ends with tokens. The peers of one cell take turns in one process, over inputs that
 rotate so that no cache holds them all; the figures are medians over rounds of CUDA events, once as plain launches and once as
@@ -19,7 +19,6 @@ anything is timed, each peer's law is tested. FlashInfer and vLLM take part if t
 can be named in PYTHONPATH.
 """
 import argparse
-import datetime
 import hashlib
 import json
 import os
@@ -32,8 +31,8 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from benchmarks.common import HERE, ROOT, now, write
+
 SETTINGS = {"temperature": dict(temperature=.8), "top-k": dict(temperature=.8, top_k=50),
             "top-p": dict(temperature=.8, top_p=.9), "both": dict(temperature=.8, top_k=50, top_p=.9)}
 SIZES, BATCHES, REAL = (32_000, 128_256, 151_936, 262_144), (1, 8, 32, 128, 512), 49_152
@@ -321,7 +320,7 @@ def machine():
     import torch
     import triton
     gpu = torch.cuda.get_device_properties(0)
-    return {"date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), "gpu": gpu.name,
+    return {"date": now(), "gpu": gpu.name,
             "processors": gpu.multi_processor_count, "system": platform.system(), "python": platform.python_version(),
             "torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda}
 
@@ -351,14 +350,6 @@ def resumed(path, here):
     except (OSError, ValueError): return {}
     same = [n for n in here if n != "date"]
     return old if old.get("code") == code() and all(old["machine"].get(n) == here[n] for n in same) else {}
-
-
-def save(path, result):
-    "Write it whole or not at all."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 def verdict(cells):
@@ -412,14 +403,14 @@ def check_all():
         said = f"no end in {limit} s" if done is None else (done.stdout + done.stderr).strip()[-1500:]
         if done is None or done.returncode: failed.append(name)
         print(f"--- {name}: {'failed' if name in failed else 'passed'}, {time.monotonic() - start:.0f} s\n{said}", flush=True)
-    go("small", 100, [sys.executable, __file__, "--small"])
+    go("small", 100, [sys.executable, "-m", "benchmarks.cuda", "--small"])
     several = ["-n", "8"] if find_spec("xdist") else []                   # they compile much
     go("tests", 240, [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_cuda.py", *several])
     tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if tool is None: print("compute-sanitizer is not on this machine: not run")
     else:
         for name in SANITIZERS:                       # no cache of memory, so that a read past the end is one
-            go(name, 60, [tool, "--tool", name, "--error-exitcode", "9", sys.executable, __file__, "--small"],
+            go(name, 60, [tool, "--tool", name, "--error-exitcode", "9", sys.executable, "-m", "benchmarks.cuda", "--small"],
                PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
@@ -432,14 +423,14 @@ def main():
     parser.add_argument("--small", action="store_true", help="a small run of every kernel, no timing")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--minutes", type=float, default=9, help="stop after this long; the next run goes on from there")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/cuda.json")
+    parser.add_argument("--out", type=Path, default=HERE / "cuda.json")
     args = parser.parse_args()
     os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build/triton"))       # kept between commands
     start = time.monotonic()
     import torch
     gpu = torch.cuda.is_available()
     if not gpu and not args.dry:
-        print("bench_cuda: there is no GPU here, so nothing was measured and nothing was recorded "
+        print("There is no GPU here, so nothing was measured and nothing was recorded "
               "(--dry tries the script itself at toy sizes).")
         return
     if args.check: check_all()
@@ -469,7 +460,7 @@ def main():
         if gpu: torch.cuda.empty_cache()
         result = {"machine": machine(), "code": code(), "settings": SETTINGS, "law": checks, "wrong law": wrong,
                   "not here": missing, "goals": verdict(cells), "cells": cells} if record else None
-        if record: save(args.out, result)
+        if record: write(args.out, result)
     print(json.dumps(verdict(cells), indent=1))
     if args.dry: print("dry run: the times above are of an interpreter at toy sizes and mean nothing")
     elif record: print(f"{len(cells)} cells in {args.out}, {len(left)} left: run the same command again" if left else
