@@ -14,10 +14,13 @@ import torch
 from .noise import LN2_HIGH, LN2_LOW, exact_log, float64
 from .temperature import check_logits, per_row
 
-# %% ../nbs/11_topp.ipynb #57ddb2d3
-LOG2_E = 1.4426950408889634
+# %% ../nbs/11_topp.ipynb #44c958dd
+LOG2_E = 1.4426950408889634                                   # 1 / log 2
+
+# %% ../nbs/11_topp.ipynb #8d31504c
 EXP_SERIES = tuple(1 / factorial(i) for i in range(12))       # 1, 1, 1/2, 1/6, ... 1/11!
 
+# %% ../nbs/11_topp.ipynb #23592cef
 def exact_exp(
     d,  # at most 0: a torch tensor, or what NumPy makes an array of
 ):      # float64, within 1e-14 of its size; 0 below e^-700
@@ -32,7 +35,7 @@ def exact_exp(
     exponent = library.asarray(n + 1023, dtype=library.int64) << 52
     return y * exponent.view(library.float64) * ~far           # 2^n, made of its bits
 
-# %% ../nbs/11_topp.ipynb #fa30ceac
+# %% ../nbs/11_topp.ipynb #5ab5b4af
 def whole_weights(
     logits,  # (..., V), -inf: removed
 ):           # (..., V) float64: whole numbers whose sum is at most 2^52
@@ -79,7 +82,7 @@ def top_p_mask(
             f"probabilities: row {', '.join(map(str, at)) or 0} is no distribution, it sums to "
             f"{total[tuple(at)].item():g} and its least is {q[tuple(at)].min():g}")
     order = q.argsort(dim=-1, descending=True, stable=True)
-    weights = (float64(q) * 2.0**51 + 0.5).floor()                # whole numbers up to 2^52
+    weights = (float64(q) * 2.0**51 + 0.5).floor()                    # the total stays below 2^52
     return ranked_prefix(order, weights, p, boundary) & (q > 0)
 
 # %% ../nbs/11_topp.ipynb #a2b4b7fd

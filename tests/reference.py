@@ -18,7 +18,7 @@ def log(x):
     "Natural logarithm of positive finite float64, as fdlibm computes it."
     x = np.atleast_1d(np.asarray(x, np.float64))
     tiny = x < 2.0**-1022
-    bits = np.where(tiny, x * 2.0**54, x).view(np.int64)
+    bits = (x * np.where(tiny, 2.0**54, 1.0)).view(np.int64)
     high, low = (bits >> 32) + (0x3ff00000 - 0x3fe6a09e), bits & 0xffffffff
     e = ((high >> 20) - 0x3ff - 54 * tiny).astype(np.float64)
     high = (high & 0xfffff) + 0x3fe6a09e
@@ -62,13 +62,18 @@ def mix(x):
         return x ^ x >> np.uint32(15)
 
 
-def noise(V, seed=0, row=0, position=0, draw=0):
-    "float32 Gumbel noise of the tokens 0 .. V-1."
+def hash_bits(tokens, words):
+    "Five words and tokens to 32 bits a token."
     a, b = np.uint32(0x243f6a88), np.uint32(0x85a308d3)
-    for word in (seed & 0xffffffff, seed >> 32, row, position, draw):
+    for word in words:
         a = mix(a ^ np.uint32(word))
         b = mix(b ^ a)
-    bits = mix(mix(np.arange(V, dtype=np.uint32) ^ a) ^ b)
+    return mix(mix(np.asarray(tokens, np.uint32) ^ a) ^ b)
+
+
+def noise(V, seed=0, row=0, position=0, draw=0):
+    "float32 Gumbel noise of the tokens 0 .. V-1."
+    bits = hash_bits(np.arange(V), (seed & 0xffffffff, seed >> 32, row, position, draw))
     w = 1 - (bits.astype(np.float64) + 0.5) / 2.0**32
     return (-log(-log(w))).astype(np.float32)
 
@@ -173,3 +178,40 @@ def a_case(rng, V, kind, dtype):
     if on[2] and rng.random() < .5: out["min_p"] = boundary(rng, s, out["top_k"], "min_p")
     key = {name: int(rng.integers(0, high, dtype=np.uint64, endpoint=True)) for name, high in KEYS.items()}
     return z, out, key
+
+
+# ---------------------------------------------------------------- the vectors of tests/oracle/draw.npz
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def cases(rng):
+    "What is recorded: all kinds of short rows, and long ones of few different numbers, which pack well."
+    for kind in 3 * KINDS:
+        for V in SIZES:
+            for dtype in FLOATS[2:] if V < 10 else [str(rng.choice(FLOATS))]: yield V, kind, dtype
+    for V in LONG: yield V, "equal", "float32"
+    yield from ((1000, "power", "float32"), (1000, "near", "float32"), (4096, "ties", "bfloat16"))
+
+
+def record(path):
+    "Write the vectors: rows one after the other, their parameters and keys, tokens, kept counts, log-probabilities."
+    rng, out = np.random.default_rng(16), {}
+    add = lambda **values: [out.setdefault(name, []).append(v) for name, v in values.items()]
+    for V, kind, dtype in cases(rng):
+        z, params, key = a_case(rng, V, kind, dtype)
+        token, kept, logprob = draw_row(z, key, **params)
+        add(logits=z.astype(np.float64), size=V, type=FLOATS.index(dtype), **params, **key,
+            token=token, kept=kept, logprob=logprob)
+    out["logits"] = np.concatenate(out["logits"])
+    out["noise_bits"] = np.concatenate([rng.integers(0, 2**32, 400), np.arange(50), 2**32 - 1 - np.arange(50)])
+    out["noise"] = (-log(-log(1 - (out["noise_bits"] + 0.5) / 2.0**32))).astype(np.float32)
+    out["log_x"] = np.concatenate([rng.integers(1, 0x7ff << 52, 300).view(np.float64), 1 + rng.normal(size=200) * 1e-3])
+    out["exp_x"] = -np.concatenate([rng.uniform(0, 700, 300), 10.0**rng.uniform(-20, 0, 200)])
+    out["log_y"], out["exp_y"] = log(out["log_x"]), exp(out["exp_x"])
+    out["seed"] = np.array(out["seed"], np.uint64)
+    np.savez_compressed(path, **out)
+
+
+if __name__ == "__main__":
+    record(__file__.replace("reference.py", "oracle/draw.npz"))

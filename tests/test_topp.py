@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoding_book.topp import min_p, ranked_prefix, top_p, top_p_mask
+import reference
+from decoding_book.topp import exact_exp, min_p, ranked_prefix, top_p, top_p_mask, whole_weights
 
 INF = float("inf")
 
@@ -129,6 +130,124 @@ def test_sums_have_more_digits_than_their_terms():
         for p in (.3, .7, .95):
             kept = top_p(torch.zeros(V), p).isfinite().sum().item()
             assert abs(kept - np.ceil(p * V)) <= 1, (V, p, kept)
+
+
+# ---------------------------------------------------------------- the mass, counted
+
+def depths(n):
+    "Numbers from 0 down to where e^d ends, and at the seams of the exponent."
+    rng = np.random.default_rng(2)
+    seams = (np.arange(-1009, 0) + .5) * np.log(2)
+    return np.concatenate([-rng.uniform(0, 700, n), -10.0**rng.uniform(-300, 0, n), seams, np.nextafter(seams, 0),
+                           np.nextafter(seams, -INF), [0., -0., -700, -5e-324]])
+
+
+def test_the_exponential_is_right(full, record):
+    "Against mpmath's with 40 digits; 0 where it says so."
+    import mpmath
+    d = depths(50_000 if full else 2000)
+    with mpmath.workdps(40):
+        worst = max(float(abs(y / mpmath.exp(x) - 1)) for x, y in zip(d.tolist(), exact_exp(d).tolist()))
+    record("exact_exp_worst_relative_error", worst)
+    assert worst < 1e-14
+    assert exact_exp([np.nextafter(-700., -INF), -1e300, -INF]).tolist() == [0, 0, 0]
+    assert exact_exp([0., -0.]).tolist() == [1, 1] and exact_exp(-1.).item() == reference.exp(-1.)
+
+
+def test_the_exponential_has_the_same_bits_by_other_means(full):
+    d = depths(1_000_000 if full else 50_000)
+    ours = exact_exp(d)
+    assert exact_exp(torch.tensor(d)).numpy().tobytes() == ours.tobytes() == reference.exp(d).tobytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("V", [1, 2, 3, 4, 5, 8, 9, 1000, 1024, 151_936, 262_144])
+def test_weights_are_whole_and_fit(dtype, V):
+    "Also where all are equal, and where sums are taken in any order; the same by NumPy."
+    rng = torch.Generator().manual_seed(V)
+    rows = torch.stack([torch.zeros(V), 4 * torch.randn(V, generator=rng), -1.5 * torch.arange(1, V + 1).log()]).to(dtype)
+    rows[1, rng.seed() % V if V > 1 else 0] = 9
+    if V > 3: rows[2, 1::3] = -INF
+    w = whole_weights(rows)
+    assert w.dtype == torch.float64 and w.equal(w.floor()) and (w >= 0).all()
+    wide = rows if dtype == torch.float64 else rows.float()
+    for row, own in zip(wide, w):
+        assert reference.weights(row.numpy()).tolist() == own.tolist() == whole_weights(row).tolist()
+        total = sum(map(int, own.tolist()))                                       # Python's whole numbers
+        assert total <= 2**52 and own.sum() == own.flip(0).sum() == own.cumsum(-1)[-1] == total
+    assert w.amax(-1).eq(2.0**min(50, 52 - int(np.ceil(np.log2(V))))).all()
+    assert w[rows == -INF].eq(0).all()
+
+
+def test_the_mask_does_not_depend_on_order_batch_or_strides():
+    rng = torch.Generator().manual_seed(3)
+    z = -1.8 * torch.arange(1, 20_001).log() + .8 * torch.randn(6, 20_000, generator=rng)
+    for p in (.5, .9, .999, .99999):
+        kept = top_p(z, p).isfinite()
+        for i in range(6): assert top_p(z[i], p).isfinite().equal(kept[i])
+        o = torch.randperm(20_000, generator=rng)
+        assert top_p(z[:, o], p).isfinite().equal(kept[:, o])
+        assert top_p(z.mT.contiguous().mT, p).isfinite().equal(kept)
+
+
+def sizes(z, p):
+    "The size of the definition: float64 exponentials, sorted, added in extended precision from the top."
+    q = np.sort(np.exp(np.asarray(z, np.longdouble)), -1)[..., ::-1]
+    return (q.cumsum(-1) < p * q.sum(-1, keepdims=True)).sum(-1) + 1
+
+
+def real_rows(n):
+    "SmolLM2's logits along a text of n tokens."
+    from decoding_book.smollm import SmolLM2
+    model = SmolLM2()
+    text = ("The old man went down to the sea and looked at the boats. Nobody had told him that the harbour was closed, and "
+            "so he waited there until the evening, thinking of his brother, of the war, and of the price of fish in 1952.")
+    with torch.no_grad(): return model(torch.tensor([model.encode(text)[:n]]), last_only=False).logits[0]
+
+
+def long_rows(kind, n):
+    rng = torch.Generator().manual_seed(0)
+    if kind == "normal": return 3 * torch.randn(n, 50_257, generator=rng)
+    if kind == "power": return -1.8 * torch.arange(1, 50_258).log() + .8 * torch.randn(n, 50_257, generator=rng)
+    return real_rows(n)
+
+
+@pytest.mark.parametrize("kind", ["normal", "power", "SmolLM2"])
+def test_sizes_are_those_of_the_definition(kind, full, record):
+    "A float32 softmax has a total that is off by 1e-5, and keeps the wrong number in most rows at .999."
+    z, wrong = long_rows(kind, 60 if full else 8), {}
+    scaled = z - z.amax(-1, keepdim=True)
+    for p in (.9, .95, .99, .999):
+        miss = np.abs(top_p(z, p).isfinite().sum(-1).numpy() - sizes(scaled, p))
+        assert miss.max() <= (p == .999), p
+        order = z.argsort(dim=-1, descending=True, stable=True)
+        single = torch.nn.functional.pad(z.softmax(-1).gather(-1, order).double().cumsum(-1)[:, :-1], (1, 0)) < p
+        wrong[p] = dict(rows=len(z), ours=int((miss > 0).sum()),
+                        by_a_float32_softmax=int((single.sum(-1).numpy() != sizes(scaled, p)).sum()))
+    record(f"top_p_sizes_{kind}", wrong)
+    if kind != "normal": assert wrong[.999]["by_a_float32_softmax"] > len(z) / 2
+
+
+def test_a_mass_of_exactly_p():
+    "Equal logits weigh the same, so the prefix that holds exactly p is complete; one float more takes one more."
+    for V in (2, 4, 8, 64, 1024, 2**17):
+        for n in {1, V // 4 or 1, V // 2, V - 1}:
+            p = n / V
+            assert top_p(torch.zeros(V), p).isfinite().sum() == n
+            assert top_p(torch.zeros(V), np.nextafter(p, 1)).isfinite().sum() == n + 1
+            assert top_p(torch.zeros(V), p, boundary="exceed").isfinite().sum() == n + 1
+            assert top_p(torch.zeros(V), p, boundary="exclude").isfinite().sum() == n
+            assert top_p_mask(torch.full((V,), 1 / V), p).sum() == n
+
+
+def test_the_line_of_min_p():
+    "m = e^d is met by a token at d, or missed by a hair: the logarithm is within a unit of the last place of the true one."
+    for m in (1e-300, .05, .3, .999):
+        line = np.log(m)
+        z = torch.tensor([0., line + 1e-12 * abs(line), line - 1e-12 * abs(line)], dtype=torch.float64)
+        assert min_p(z, m).isfinite().tolist() == [True, True, False]
+    for m in (5e-324, 2.0**-1074, 1e-310): assert min_p(torch.tensor([0., -713.]).double(), m).isfinite().all()
+    assert min_p(torch.tensor([0., -1e30]), 5e-324).isfinite().tolist() == [True, False]
 
 
 # ---------------------------------------------------------------- properties
