@@ -350,7 +350,7 @@ class Trace:
 # %% ../nbs/13_sampler.ipynb #7d28c897
 def _bits(q):
     "-Σ q log2 q of one row; 0 log 0 = 0."
-    q = q[q > 0].double()
+    q = q[q > 0]
     return -(q * q.log2()).sum().item() + 0.0
 
 def _trace(
@@ -366,12 +366,12 @@ def _trace(
         raise ValueError(f"words: {len(words)} names for {len(z)} tokens")
     after = penalize(z, params, ids)
     changed = [("penalties", after)] if not after.equal(z) else []
-    q, there = z.softmax(-1), z.isfinite()
+    q, there = float64(z).softmax(-1), z.isfinite()
     rows = [Stage("logits", None, q, [], 1.0, _bits(q), _bits(q))]
     for name, after in changed + list(stages(after, params)):
         removed = (there & ~after.isfinite()).nonzero()[:, 0]
         removed = removed[q[removed].argsort(dim=-1, descending=True, stable=True)]
-        mass, q = 1 - q[removed].double().sum().item(), after.softmax(-1)
+        mass, q = 1 - q[removed].sum().item(), float64(after).softmax(-1)
         there = after.isfinite()
         value = getattr(params, name, None)
         rows.append(Stage(name, value, q, removed.tolist(), mass, rows[-1].bits, _bits(q)))
