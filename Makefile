@@ -36,7 +36,7 @@ $(READY): settings.ini setup.py constraints.txt
 
 book: $(READY) ## run every notebook from a clean kernel (in build/) and build the site in _site/
 	@$(BIN)/python tools/execute.py --copy build/book --jobs $(JOBS)
-	@$(BIN)/python tools/site.py --project build/book --out _site --work build/site
+	@$(BIN)/python tools/build_site.py --project build/book --out _site --work build/site
 
 test: $(READY) notebooks ## run the notebooks' own checks, then the tests
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests $(ARGS)

@@ -1,4 +1,5 @@
-"""What the benchmarks share: the machine's description, the recording of results, and transformers' model as a peer."""
+"""What the benchmarks share: the machine, the recording, transformers' model as a peer."""
+
 import datetime
 import json
 import os
@@ -7,7 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT / "benchmarks"
-PROMPT = "It was a quiet morning in the city when the first tram of the day came round the corner, and"
+PROMPT = (
+    "It was a quiet morning in the city when the first tram of the day came round the corner, and"
+)
 LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -57,7 +60,7 @@ def machine():
 
 
 def write(
-    path,    # Where to
+    path,  # Where to
     result,  # What JSON can hold
 ):
     "Write a record whole, or not at all."
@@ -68,7 +71,7 @@ def write(
 
 
 def save(
-    path,       # Where to
+    path,  # Where to
     **results,  # What was found, by name
 ):
     "Record results, with the machine."
@@ -90,7 +93,8 @@ def reference_weights(path):
 
 
 def transformers_peer(weights, dtype=None):
-    "A transformers Llama with these weights. It pairs number i of a head with i + 32, the file with i + 1."
+    """A transformers Llama with these weights. It pairs number i of a head with i + 32, the file
+    with i + 1."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,13 +1,14 @@
-"""Does better search give better text? Probability a token against repetition for beams of 1, 2, 4 and 8.
+"""Does better search give better text? Probability a token against repetition, beams of 1 to 8.
 
-    python -m benchmarks.curse            40 openings, 100 tokens each (some minutes); the beam chapter draws the result
+    python -m benchmarks.curse            40 openings, 100 tokens each; 07 draws the result
     python -m benchmarks.curse --quick    a short look, nothing recorded
 
-End marks are ignored, so that all texts have one length. Repetition is the share of 4-grams that occurred earlier in the text.
+End marks are ignored, so that all texts have one length. Repetition is the share of 4-grams that
+occurred earlier in the text.
 """
+
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 
@@ -59,34 +60,53 @@ def measure(model, openings, width, tokens, at_once):
     "For each opening the beam's log-probability a token, its repetition, and its text."
     from decoding_book.beam import beam_search
     from decoding_book.greedy import repeated_ngrams
+
     found = []
     for i in range(0, len(openings), at_once):
-        part = openings[i:i + at_once]
+        part = openings[i : i + at_once]
         for opening, (h,) in zip(part, beam_search(model, part, width, tokens, ignore_eos=True)):
-            found.append({"opening": opening, "width": width, "logprob_per_token": round(h.logprob / tokens, 5),
-                          "repeated_4grams": round(repeated_ngrams(h.ids), 4), "text": h.text})
+            found.append(
+                {
+                    "opening": opening,
+                    "width": width,
+                    "logprob_per_token": round(h.logprob / tokens, 5),
+                    "repeated_4grams": round(repeated_ngrams(h.ids), 4),
+                    "text": h.text,
+                }
+            )
     return found
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two openings, few tokens, nothing recorded")
+    parser.add_argument(
+        "--quick", action="store_true", help="two openings, few tokens, nothing recorded"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--out", type=Path, default=HERE / "curse.json")
     args = parser.parse_args()
     openings = OPENINGS
-    if args.quick: openings, args.tokens = OPENINGS[:2], 12
+    if args.quick:
+        openings, args.tokens = OPENINGS[:2], 12
     import torch
+
     from decoding_book.smollm import SmolLM2
+
     torch.set_num_threads(args.threads)
     model, rows = SmolLM2(), []
     for width in (1, 2, 4, 8):
         start = time.perf_counter()
         found = measure(model, openings, width, args.tokens, 10)
         rows += found
-        mean = {key: round(sum(r[key] for r in found) / len(found), 4) for key in ("logprob_per_token", "repeated_4grams")}
-        print(json.dumps({"width": width, "seconds": round(time.perf_counter() - start, 1)} | mean), flush=True)
+        mean = {
+            key: round(sum(r[key] for r in found) / len(found), 4)
+            for key in ("logprob_per_token", "repeated_4grams")
+        }
+        print(
+            json.dumps({"width": width, "seconds": round(time.perf_counter() - start, 1)} | mean),
+            flush=True,
+        )
     if not args.quick:
         save(args.out, tokens=args.tokens, rows=rows)
 

@@ -1,11 +1,13 @@
 """Greedy tokens a second: this book's SmolLM2 against transformers, on the same weights.
 
-    python -m benchmarks.smollm                    two threads, batches of 1 and 8, float32 and bfloat16
+    python -m benchmarks.smollm                    two threads, batches of 1 and 8, both dtypes
     python -m benchmarks.smollm --quick            a short look, nothing recorded
 
-Both models run in one process, in turns, so that a busy machine slows both. transformers runs as its users run it: `model.generate`,
-greedy, with its cache, in inference mode. Both make exactly the same number of tokens: the end mark is off.
+Both models run in one process, in turns, so that a busy machine slows both. transformers runs as
+its users run it: `model.generate`, greedy, with its cache, in inference mode. Both make exactly the
+same number of tokens: the end mark is off.
 """
+
 import argparse
 import json
 import os
@@ -16,10 +18,10 @@ from pathlib import Path
 from benchmarks.common import HERE, PROMPT, load, reference_weights, save, transformers_peer
 
 
-
 def run_ours(model, ids, n):
     "Greedy decoding with the cache; seconds, and the ids."
     import torch
+
     start = time.perf_counter()
     cache, new, out = model.new_cache(len(ids), ids.shape[1] + n), ids, []
     for _ in range(n):
@@ -31,7 +33,9 @@ def run_ours(model, ids, n):
 def run_loop(model, ids, n):
     "The same through the book's `generate`, with all that it records."
     import torch
+
     from decoding_book.loop import generate
+
     start = time.perf_counter()
     out = generate(model, ids, max_new_tokens=n, ignore_eos=True)
     return time.perf_counter() - start, torch.stack(out.ids)
@@ -40,28 +44,48 @@ def run_loop(model, ids, n):
 def run_transformers(model, ids, n):
     "transformers' own `generate`, greedy."
     import torch
+
     start = time.perf_counter()
     with torch.inference_mode():
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n,
-                             do_sample=False, use_cache=True)
-    return time.perf_counter() - start, out[:, ids.shape[1]:]
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=n,
+            do_sample=False,
+            use_cache=True,
+        )
+    return time.perf_counter() - start, out[:, ids.shape[1] :]
 
 
 def compare(dtype, batch, tokens, repeats, weights):
     "Medians in tokens a second, and the median of the ratios of neighbouring runs."
     import torch
+
     from decoding_book.smollm import SmolLM2
+
     ours, peer = SmolLM2(dtype=dtype), transformers_peer(weights, dtype)
     ids = torch.tensor([ours.encode(PROMPT)] * batch)
-    runs = {"model": (run_ours, ours), "generate": (run_loop, ours), "transformers": (run_transformers, peer)}
+    runs = {
+        "model": (run_ours, ours),
+        "generate": (run_loop, ours),
+        "transformers": (run_transformers, peer),
+    }
     speed = {name: [] for name in runs}
-    for repeat in range(repeats + 1):                   # the first round only warms up
+    for repeat in range(repeats + 1):  # the first round only warms up
         for name, (run, model) in runs.items():
             seconds, out = run(model, ids, tokens)
             assert out.shape == (batch, tokens), (name, out.shape)
-            if repeat: speed[name].append(batch * tokens / seconds)
-    row = {"dtype": str(dtype).removeprefix("torch."), "batch": batch, "tokens": tokens, "repeats": repeats}
-    row |= {f"{name}_tokens_per_second": round(statistics.median(s), 1) for name, s in speed.items()}
+            if repeat:
+                speed[name].append(batch * tokens / seconds)
+    row = {
+        "dtype": str(dtype).removeprefix("torch."),
+        "batch": batch,
+        "tokens": tokens,
+        "repeats": repeats,
+    }
+    row |= {
+        f"{name}_tokens_per_second": round(statistics.median(s), 1) for name, s in speed.items()
+    }
     for name in ("model", "generate"):
         ratios = [a / b for a, b in zip(speed[name], speed["transformers"])]
         row[f"{name}_ratio"] = round(statistics.median(ratios), 2)
@@ -72,16 +96,21 @@ def compare(dtype, batch, tokens, repeats, weights):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few tokens, one repeat, nothing recorded")
+    parser.add_argument(
+        "--quick", action="store_true", help="few tokens, one repeat, nothing recorded"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, default=HERE / "smollm.json")
     args = parser.parse_args()
-    os.environ["TQDM_DISABLE"] = "1"                    # no progress bar inside a measurement
-    if args.quick: args.tokens, args.repeats = 16, 1
+    os.environ["TQDM_DISABLE"] = "1"  # no progress bar inside a measurement
+    if args.quick:
+        args.tokens, args.repeats = 16, 1
     import torch
+
     from decoding_book.smollm import weights_path
+
     torch.set_num_threads(args.threads)
     weights, _ = reference_weights(weights_path())
     rows = []

@@ -24,6 +24,8 @@ entropy      how unsure a model is, and how: entropy, varentropy, attention_meas
 entropix     a sampler chosen by that doubt: EntropySampler, EntropixConfig
 cuda         the draw as Triton kernels
 huggingface  models of transformers in this loop: HuggingFace
+checks       what refuses bad input by name
+gguf_file    weights as GGUF files hold them
 show         a decode to look at: tokens, bars, heat: tokens_html
 trees        a search to look at: tree_html, beam_html
 """
@@ -149,7 +151,7 @@ def __dir__():
 
 
 class _NamedAsItsFunction(ModuleType):
-    "`temperature`, `entropy` and `greedy` name a module and a function: such a module can be called."
+    "`temperature`, `entropy` and `greedy` name a module and its function: it can be called."
 
     @property
     def __wrapped__(self):

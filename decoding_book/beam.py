@@ -9,13 +9,13 @@ __all__ = ['RULES', 'Branch', 'Beam', 'row_best', 'continuations', 'book_rule', 
 # %% ../nbs/07_beam.ipynb #cd2b2a06
 import math
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import NamedTuple
 
 import torch
 
-from .exhaustive import Batch, Hypotheses, Hypothesis, search_setup, whole
-from .loop import left_pad, log_normalizer
+from .checks import check_answer, check_number, log_normalizer, one_of, whole
+from .exhaustive import Batch, Hypotheses, Hypothesis, search_setup
+from .loop import left_pad
 
 # %% ../nbs/07_beam.ipynb #245a3898
 class Branch(NamedTuple):
@@ -183,9 +183,7 @@ def run_beams(
     while True:
         part = None if mask[:, fed:].all() else mask[:, fed:]
         with torch.no_grad(): logits = model(ids[:, fed:], mask=part, cache=cache).logits
-        if logits.shape != (len(ids), model.vocab_size):
-            raise ValueError(f"model: returned logits of shape {tuple(logits.shape)}, expected "
-                             f"{(len(ids), model.vocab_size)}")
+        check_answer(logits, len(ids), model.vocab_size)
         beams, rows, tokens = step_beams(beams, logits, ends, rule)
         if not beams: return
         if cache is not None:
@@ -211,22 +209,18 @@ def beam_search(
     prompts, single, limits, ends = search_setup(model, prompt, max_new_tokens, stop, ignore_eos)
     width = whole("width", width)
     n_best = whole("n_best", n_best, most=width, why=", the width")
-    early = check_rules(model, width, len(ends), length_penalty, early_stopping, dialect)
-    alpha = float(length_penalty)
+    early = check_rules(model, width, len(ends), early_stopping, dialect)
+    alpha = check_number("length_penalty", length_penalty, -64, 64)     # n^64 is still a float
     beams = [Beam(p, n, width, n_best, alpha, early) for p, n in zip(prompts, limits)]
     run_beams(model, list(beams), ends, RULES[dialect])
     found = [beam_result(model, beam) for beam in beams]
     return found[0] if single else Batch(found)
 
 # %% ../nbs/07_beam.ipynb #175b2c98
-def check_rules(model, width, n_ends, length_penalty, early_stopping, dialect):
+def check_rules(model, width, n_ends, early_stopping, dialect):
     "Refuse rules that do not exist; the stopping mode."
-    number = isinstance(length_penalty, Real) and not isinstance(length_penalty, bool)
-    if not number or not abs(length_penalty) <= 64:       # n^64 is still a float
-        raise ValueError(f"length_penalty: {length_penalty!r} is not a number from -64 to 64")
-    if dialect not in RULES: raise ValueError(f"dialect: {dialect!r} is none of {list(RULES)}")
-    if early_stopping not in (None, True, False, "never"):
-        raise ValueError(f"early_stopping: {early_stopping!r} is none of True, False, 'never'")
+    one_of("dialect", dialect, RULES)
+    one_of("early_stopping", early_stopping, (None, True, False, "never"))
     if dialect and model.vocab_size < max(2, 1 + n_ends) * width:
         raise ValueError(f"width: {width} needs {max(2, 1 + n_ends) * width} candidates from a "
                          f"vocabulary of {model.vocab_size}; transformers then keeps copies")

@@ -10,7 +10,7 @@ __all__ = ['triton', 'tl', 'MISSING', 'jit', 'rescale', 'add_tile', 'scaled', 'a
            'answer', 'finish', 'read_ask', 'draw_kernel', 'scan_kernel', 'finish_kernel', 'Asked', 'ask', 'slices_for',
            'launch', 'draw_cuda', 'measures']
 
-# %% ../nbs/17_cuda.ipynb #d2fc90fd
+# %% ../nbs/17_cuda.ipynb #54c120d6
 import math
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -22,6 +22,7 @@ from .noise import Key
 from .sampler import ORDER, RULES, draw_plain
 from .temperature import per_row
 
+# %% ../nbs/17_cuda.ipynb #d2fc90fd
 def _triton():
     "Triton and its language; None and a stand-in where it is not installed."
     try:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BRANCHES', 'ACTIONS', 'ONE', 'ENT', 'VENT', 'A_ENT', 'A_VENT', 'AGREE', 'STRENGTH', 'OPEN', 'LOOKS', 'Decision',
-           'first_branch', 'rule', 'six', 'apply_rules', 'number', 'check_number', 'check_config', 'PublishedConfig',
-           'published_rules', 'send', 'decide_as_published', 'EntropixConfig', 'check_lists', 'repaired_rules',
-           'typical_of', 'decide_repaired', 'row_sampler', 'best_of', 'EntropyDraw', 'clarifying_ids', 'check_clarify',
+           'first_branch', 'rule', 'six', 'apply_rules', 'number', 'check_config', 'PublishedConfig', 'published_rules',
+           'send', 'decide_as_published', 'EntropixConfig', 'check_lists', 'repaired_rules', 'typical_of',
+           'decide_repaired', 'row_sampler', 'best_of', 'EntropyDraw', 'clarifying_ids', 'check_clarify',
            'EntropySampler', 'just_asked', 'speak', 'draw_decided', 'law_of', 'calibrate', 'note_of', 'BranchView']
 
 # %% ../nbs/16_entropix.ipynb #23f98ee3
@@ -14,11 +14,12 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from html import escape
-from numbers import Integral, Real
+from numbers import Integral
 import re
 
 import torch
 
+from .checks import check_number, one_of
 from .entropy import Measures, follow, measure
 from .loop import Draw
 from .noise import Key, check_key
@@ -86,25 +87,16 @@ def apply_rules(
     return Decision(branch, action, T, p, whole(k).nan_to_num(-1).long(), m)
 
 # %% ../nbs/16_entropix.ipynb #1083d961
-def number(default, low=-math.inf, high=math.inf, integer=False):
+def number(default, low=None, high=None, integer=False):
     "A numeric field and its limits."
     return field(default=default, metadata=dict(low=low, high=high, integer=integer))
-
-def check_number(name, value, low, high, integer):
-    "Refuse what is no number within the limits."
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: {value!r} is not a number")
-    if integer and not isinstance(value, Integral):
-        raise TypeError(f"{name}: {value!r} is not an integer")
-    if not low <= value <= high or not math.isfinite(value):
-        raise ValueError(f"{name}: {value} is outside [{low:g}, {high:g}]")
 
 # %% ../nbs/16_entropix.ipynb #d71971ae
 def check_config(config):
     "Refuse settings that make no sense, by the field's name."
     own = vars(config)
     for f in fields(config):
-        if f.metadata: check_number(f.name, own[f.name], **f.metadata)
+        if f.metadata: own[f.name] = check_number(f.name, own[f.name], **f.metadata)
     for chain in (["low_ent_thresh", "med_ent_thresh", "high_ent_thresh"],
                   ["low_vent_thresh", "high_vent_thresh"]):
         known = [n for n in chain if n in own]
@@ -228,11 +220,8 @@ class EntropixConfig:
 def check_lists(typical, off):
     "The settings that are not numbers."
     if len(typical) != 6: raise ValueError(f"typical: {typical!r} does not hold six numbers")
-    for x in typical:
-        if isinstance(x, bool) or not isinstance(x, Real) or not 0 <= x < math.inf:
-            raise ValueError(f"typical: {x!r} is no number at or above 0")
-    for name in off:
-        if name not in BRANCHES: raise ValueError(f"off: {name!r} is not one of {BRANCHES}")
+    for x in typical: check_number("typical", x, 0)
+    for name in off: one_of("off", name, BRANCHES)
 
 # %% ../nbs/16_entropix.ipynb #efffa774
 @lru_cache(maxsize=64)
@@ -304,9 +293,11 @@ def best_of(
     return torch.zeros_like(q).scatter(-1, order, law)
 
 # %% ../nbs/16_entropix.ipynb #1328979d
+@dataclass(eq=False)
 class EntropyDraw(Draw):
-    "A `Draw` that remembers why: the measures and the decision, each field (B,)."
-    __slots__ = ("measures", "decision")
+    "A `Draw` that remembers why, each field of the two (B,)."
+    measures: Measures | None = None
+    decision: Decision | None = None
 
 # %% ../nbs/16_entropix.ipynb #563c52f1
 def clarifying_ids(clarify, tokenizer):
@@ -345,7 +336,7 @@ class EntropySampler:
             raise TypeError(f"config: {self.config!r} is no configuration")
         keys = Sampler(seed=self.seed, rows=self.rows, backend=self.backend)
         ids = clarifying_ids(self.clarify, self.tokenizer)
-        self.__dict__.update(_keys=keys, _ids=ids, _state={})
+        self.__dict__.update(_keys=keys, _ids=ids)
 
     def decide(self, found, asked=None):
         "The `Decision` for some `Measures`; `asked` (B,): was the clarifying token just said?"
@@ -365,10 +356,11 @@ class EntropySampler:
         key = Key(own.seed, context.row if own.rows is None else own.rows, context.lengths)
         n = self.config.n_adaptive_samples
         ids, kept = draw_decided(prediction.logits, decision, key, n, self.backend)
-        ids = speak(self._ids, ids, decision, context, self._state)
-        out = EntropyDraw(ids, None, kept, found.entropy, found.varentropy, decision.branch)
-        out.measures, out.decision = found, decision
-        return out
+        if self._ids:
+            said = context.memory.get(self, torch.zeros_like(ids))
+            ids, context.memory[self] = speak(self._ids, ids, decision, said)
+        return EntropyDraw(ids, None, kept, found.entropy, found.varentropy, decision.branch,
+                           found, decision)
 
     def law(self, logits, decision):
         "The exact probabilities (B, V) of the next token under a decision."
@@ -392,23 +384,14 @@ def speak(
     clarify,   # ids of the clarifying token
     ids,       # (B,) what was drawn
     decision,  # `Decision` (B,), corrected where a row is in the middle of it
-    context,   # a `Context`
-    state,     # a dict: how far each row is; one generation at a time
-):             # ids (B,)
+    done,      # (B,) how many of them each row has said so far
+):             # ids (B,), and how many have been said then
     "Put the clarifying token where it was decided; one of several ids takes several steps."
-    if not clarify: return ids
-    n = len(clarify)
-    if n == 1: return ids.masked_fill(decision.action == 1, clarify[0])
-    said = state.get("said")
-    if said is None or len(said) < len(ids): said = torch.zeros_like(ids)
-    done = said[context.row].masked_fill(context.lengths == context.prompt_lengths, 0)
-    speaking = (done > 0) | (decision.action == 1)
     decision.action, decision.branch = (x.masked_fill(done > 0, 1)
                                         for x in (decision.action, decision.branch))
-    now = ((done + 1) % n).masked_fill(~speaking, 0)
-    state["said"] = said.index_put((context.row,), now)
+    speaking = decision.action == 1
     for i, id in enumerate(clarify): ids = ids.masked_fill(speaking & (done == i), id)
-    return ids
+    return ids, ((done + 1) % len(clarify)).masked_fill(~speaking, 0)
 
 # %% ../nbs/16_entropix.ipynb #73a8c72e
 def draw_decided(
@@ -474,7 +457,7 @@ def note_of(
 ):         # one line
     "Why a token was chosen as it was."
     text = f"{BRANCHES[draw.branch[j]]}: {draw.entropy[j]:.2f} bits, {draw.varentropy[j]:.2f} bits²"
-    if not isinstance(draw, EntropyDraw): return text            # a row cut out of its batch
+    if not isinstance(draw, EntropyDraw): return text            # another chooser's
     m, d = draw.measures, draw.decision
     if m.agreement is not None:
         text += (f"; attention {m.attention_entropy[j]:.2f} bits, "

@@ -13,8 +13,8 @@ from importlib import import_module
 
 import torch
 
+from .checks import check_logits
 from .loop import Draw, as_prompts, left_pad, stream
-from .temperature import check_logits
 
 # %% ../nbs/15_entropy.ipynb #8f8438d2
 def measures(

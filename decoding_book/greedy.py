@@ -8,6 +8,7 @@ __all__ = ['greedy_search', 'repeated_ngrams']
 # %% ../nbs/06_greedy.ipynb #6e59e331
 import torch
 
+from .checks import whole
 from .exhaustive import Batch, Hypothesis, search_setup
 from .loop import generate, greedy
 
@@ -35,7 +36,7 @@ def repeated_ngrams(
     n=4,   # length of a run
 ):         # between 0 (all runs differ) and 1; 0 for a text shorter than `n`
     "Share of the runs of `n` tokens that occurred earlier in the text (rep-n)."
-    if n < 1: raise ValueError(f"n: {n} is below 1")
+    n = whole("n", n)
     ids = torch.as_tensor(ids).tolist()
     runs = [tuple(ids[i:i + n]) for i in range(len(ids) - n + 1)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.

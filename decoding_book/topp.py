@@ -11,8 +11,8 @@ from math import factorial
 import numpy as np
 import torch
 
+from .checks import check_logits, per_row
 from .noise import LN2_HIGH, LN2_LOW, exact_log, float64
-from .temperature import check_logits, per_row
 
 # %% ../nbs/11_topp.ipynb #44c958dd
 LOG2_E = 1.4426950408889634                                   # 1 / log 2

@@ -11,6 +11,7 @@ from numbers import Integral
 
 import torch
 
+from .checks import whole
 from .loop import Prediction, as_prompts, as_stops
 
 # %% ../nbs/02_toy.ipynb #8bb3c517
@@ -155,8 +156,7 @@ def sequence_law(
     law = law or (lambda logits: logits.softmax(-1))
     prompts, ends = as_prompts(model, prompt)[0], as_stops(model)[0]
     if len(prompts) > 1: raise ValueError(f"prompt: {len(prompts)} prompts, expected one")
-    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens: {max_new_tokens!r} is not a number of tokens")
+    max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
     given, room = prompts[0], getattr(model, "context", None) or math.inf
     ids, p, done = given[None], torch.ones(1, dtype=torch.float64), {}
     for _ in range(max(0, min(max_new_tokens, room - len(given)))):

@@ -1,42 +1,52 @@
-"""Triton's interpreter without its needless work: it makes the same types, shapes and constants anew at every operation.
+"""Triton's interpreter without needless work: it makes the same types and constants anew each time.
 
-With this it takes half the time, and its results are the same bit for bit (`test_interpreted_as_it_comes` compares them).
-Left out are its checks of overflow and of the size of numbers.
+With this it takes half the time, and its results are the same bit for bit
+(`test_interpreted_as_it_comes` compares them). Left out are its checks of overflow and of the size
+of numbers.
 """
+
 import inspect
 import math
 
 
-def patch_once(I):
-    "The language is patched at the first launch and stays so; a built-in is called without two layers of wrappers."
-    done, patch = {}, I._patch_lang
+def patch_once(interpreter):
+    """The language is patched at the first launch and stays so; a built-in is called without two
+    layers of wrappers."""
+    done, patch = {}, interpreter._patch_lang
 
     def patch_attr(obj, name, member, builder, scope):
         inner = inspect.unwrap(member)
 
         def call(*args, **kwargs):
-            kwargs["_semantic"] = I.interpreter_semantic
+            kwargs["_semantic"] = interpreter.interpreter_semantic
             return inner(*args, **kwargs)
+
         scope.set_attr(obj, name, call)
 
     class Nothing:
-        def restore(self): pass
+        def restore(self):
+            pass
 
     def patch_lang(fn):
         names = fn.__globals__
-        if id(names) not in done: done[id(names)] = names, patch(fn)
+        if id(names) not in done:
+            done[id(names)] = names, patch(fn)
         return Nothing()
-    I._patch_attr, I._patch_lang = patch_attr, patch_lang
+
+    interpreter._patch_attr, interpreter._patch_lang = patch_attr, patch_lang
 
 
-def remember_types(I, core):
+def remember_types(interpreter, core):
     "Types of blocks, shapes of tensors and NumPy's names of types, made once each."
     blocks, shapes, numpy_types = {}, {}, {}
-    make_block, np_dtype = core.block_type.__init__, I._get_np_dtype
+    make_block, np_dtype = core.block_type.__init__, interpreter._get_np_dtype
 
     def sizes(shape):
         if shape not in shapes:
-            shapes[shape] = core.constexpr(math.prod(shape)), core.tuple([core.constexpr(s) for s in shape])
+            shapes[shape] = (
+                core.constexpr(math.prod(shape)),
+                core.tuple([core.constexpr(s) for s in shape]),
+            )
         return shapes[shape]
 
     def block(self, element_ty, shape):
@@ -46,7 +56,8 @@ def remember_types(I, core):
             make_block(self, element_ty, shape)
             self.sizes = sizes((*key[1:],))
             blocks[key] = dict(vars(self))
-        else: vars(self).update(known)
+        else:
+            vars(self).update(known)
 
     def tensor(self, handle, type):
         self.handle, self.type, self.dtype = handle, type, type.scalar
@@ -54,28 +65,40 @@ def remember_types(I, core):
 
     def of_numpy(type):
         name = (type.element_ty if isinstance(type, core.block_type) else type).name
-        if name not in numpy_types: numpy_types[name] = np_dtype(type)
+        if name not in numpy_types:
+            numpy_types[name] = np_dtype(type)
         return numpy_types[name]
 
-    core.dtype.sizes = sizes(())                             # those of a scalar
-    core.block_type.__init__, core.tensor.__init__, I._get_np_dtype = block, tensor, of_numpy
+    core.dtype.sizes = sizes(())  # those of a scalar
+    core.block_type.__init__, core.tensor.__init__, interpreter._get_np_dtype = (
+        block,
+        tensor,
+        of_numpy,
+    )
     core.block_type.to_ir = lambda self, builder: self
 
 
-def light_handles(I):
+def light_handles(interpreter):
     "A handle is made without a check of its size."
+
     def init(self, data, dtype, attr=None):
         self.data, self.dtype, self.attr = data, dtype, {} if attr is None else attr
-    I.TensorHandle.__init__ = init
+
+    interpreter.TensorHandle.__init__ = init
 
 
 def short_cuts(core, semantic):
     "Two operands of one type need no cast; what a constant becomes beside a type is remembered."
-    unwrap, check, broadcast = core._unwrap_if_constexpr, semantic.binary_op_type_checking_impl, semantic.broadcast_impl_value
+    unwrap, check, broadcast = (
+        core._unwrap_if_constexpr,
+        semantic.binary_op_type_checking_impl,
+        semantic.broadcast_impl_value,
+    )
     constants = {}
 
     def equal(self, other):
-        if isinstance(other, core.constexpr): other = other.value
+        if isinstance(other, core.constexpr):
+            other = other.value
         return self is other or isinstance(other, core.dtype) and self.name == other.name
 
     def constant(self, x, beside, first, *rules):
@@ -87,18 +110,32 @@ def short_cuts(core, semantic):
             constants[key] = (a if first else b) if (b if first else a) is scalar else None
         return constants[key]
 
-    def both(self, lhs, rhs, allow_lhs_ptr=False, allow_rhs_ptr=False, arithmetic_check=True, div_or_mod=False):
+    def both(
+        self,
+        lhs,
+        rhs,
+        allow_lhs_ptr=False,
+        allow_rhs_ptr=False,
+        arithmetic_check=True,
+        div_or_mod=False,
+    ):
         rules = allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, div_or_mod
         mine, yours = isinstance(lhs, core.tensor), isinstance(rhs, core.tensor)
         if mine and yours:
-            if lhs.dtype is rhs.dtype and not lhs.dtype.is_ptr() and (not div_or_mod or lhs.dtype.is_fp32()):
+            if (
+                lhs.dtype is rhs.dtype
+                and not lhs.dtype.is_ptr()
+                and (not div_or_mod or lhs.dtype.is_fp32())
+            ):
                 return spread(self, lhs, rhs)
         elif mine and type(rhs) in (int, float):
             cast = constant(self, rhs, lhs, False, *rules)
-            if cast is not None: return spread(self, lhs, cast)
+            if cast is not None:
+                return spread(self, lhs, cast)
         elif yours and type(lhs) in (int, float):
             cast = constant(self, lhs, rhs, True, *rules)
-            if cast is not None: return spread(self, cast, rhs)
+            if cast is not None:
+                return spread(self, cast, rhs)
         return check(self, lhs, rhs, *rules)
 
     def fill(self, scalar, like):
@@ -109,8 +146,10 @@ def short_cuts(core, semantic):
         wide, broad = lhs.type.is_block(), rhs.type.is_block()
         if wide and broad:
             return (lhs, rhs) if lhs.shape is rhs.shape else broadcast(self, lhs, rhs)
-        if wide: return lhs, fill(self, rhs, lhs.type)
-        if broad: return fill(self, lhs, rhs.type), rhs
+        if wide:
+            return lhs, fill(self, rhs, lhs.type)
+        if broad:
+            return fill(self, lhs, rhs.type), rhs
         return lhs, rhs
 
     core.dtype.__eq__ = equal
@@ -121,12 +160,15 @@ def short_cuts(core, semantic):
 def speed_up():
     "All of it, for the Triton it was written for; any other is left as it comes."
     import triton
-    if triton.__version__ != "3.7.1": return
+
+    if triton.__version__ != "3.7.1":
+        return
     from triton.language import core
     from triton.language.semantic import TritonSemantic
-    from triton.runtime import interpreter as I
-    object.__setattr__(I.interpreter_builder.options, "sanitize_overflow", False)
-    patch_once(I)
-    remember_types(I, core)
-    light_handles(I)
+    from triton.runtime import interpreter
+
+    object.__setattr__(interpreter.interpreter_builder.options, "sanitize_overflow", False)
+    patch_once(interpreter)
+    remember_types(interpreter, core)
+    light_handles(interpreter)
     short_cuts(core, TritonSemantic)

@@ -3,6 +3,7 @@ import functools
 import http.server
 import json
 import os
+import re
 import shutil
 import threading
 
@@ -71,7 +72,19 @@ LOOK = """({
   bad: document.querySelectorAll('.katex-error').length,
   raw: [...document.querySelectorAll('main .math')].filter(m => !m.querySelector('.katex')).length,
   images: [...document.querySelectorAll('main img')].map(i => i.naturalWidth),
+  cut: [...document.querySelectorAll('main .cell-output, main .cell-output *:not(svg *), main .math.display')]
+    .filter(box => box.clientWidth && box.scrollWidth > box.clientWidth + 1)
+    .filter(box => {
+      for (let e = box; e && !e.matches('main'); e = e.parentElement)
+        if (/auto|scroll/.test(getComputedStyle(e).overflowX)) return e.tabIndex < 0;
+      return true; })
+    .map(box => box.textContent.trim().slice(0, 40)),
+  code: [...document.querySelectorAll('main pre')].map(p => parseFloat(getComputedStyle(p).fontSize)),
   width: document.documentElement.scrollWidth})"""
+
+
+UNFOLD = """document.querySelectorAll('details').forEach(d => { d.open = true });
+  document.querySelectorAll('.callout-collapse').forEach(c => { c.classList.add('show') })"""
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +97,10 @@ def tour(browser, address, site):
         watched(page, name, wrong, address)
         page.set_viewport_size({"width": 1280, "height": 800})
         page.goto(f"{address}/{name}.html")
-        for width in (1280, 375):
+        page.evaluate(UNFOLD)
+        for width in (1280, 390, 375):
             page.set_viewport_size({"width": width, "height": 800})
+            page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
             facts[name, width] = page.evaluate(LOOK)
         page.close()
     context.close()
@@ -130,6 +145,60 @@ def test_figures_are_shown(tour):
 def test_no_page_is_wider_than_the_screen(tour):
     facts, _ = tour
     assert not {k: v["width"] for k, v in facts.items() if v["width"] > k[1]}
+
+
+def test_an_output_is_no_wider_than_its_box_or_scrolls_in_a_frame_that_a_keyboard_reaches(tour):
+    facts, _ = tour
+    assert not {k: v["cut"] for k, v in facts.items() if v["cut"]}
+
+
+def test_code_is_nearly_as_large_as_prose(tour):
+    facts, _ = tour
+    for page, seen in facts.items():
+        assert all(14 <= size <= 16 for size in seen["code"]), page
+
+
+def test_a_phone_has_the_contents_of_the_page(tab):
+    page = tab("loop", viewport={"width": 390, "height": 750})
+    contents = page.locator(".toc-phone")
+    contents.locator("summary").click()
+    contents.locator("a[href='#when-to-stop']").click()
+    page.wait_for_function("document.querySelector('#when-to-stop').getBoundingClientRect().top < 400")
+    assert not tab("loop").locator(".toc-phone").is_visible()
+
+
+def test_a_solution_opens_by_keyboard(tab):
+    page = tab("notation")
+    header, body = page.locator(".callout-header").last, page.locator(".callout-collapse").last
+    assert not body.is_visible()
+    header.focus()
+    page.keyboard.press("Enter")
+    body.locator("code").first.wait_for(state="visible", timeout=3000)
+    assert header.get_attribute("aria-expanded") == "true"
+
+
+def found(page, query):
+    "What the search shows: (page, section) of each result, and the text of them all."
+    visible(page, "input[type=search], .smalldocs-search input").first.fill(query)
+    page.locator(".search-result").first.wait_for(timeout=5000)
+    page.wait_for_timeout(300)
+    results = page.locator(".search-result")
+    places = [r.get_attribute("href").split("/")[-1].partition("#")[::2] for r in results.all()]
+    return places, " ".join(results.all_inner_texts())
+
+
+@pytest.mark.parametrize("query, first", [
+    ("logits", "loop.html"), ("beam search", "beam.html"), ("temperature", "temperature.html"), ("top-p", "topp.html"),
+    ("varentropy", "entropy.html"), ("perplexity", None), ("repetition penalty", "penalties.html")])
+def test_search_names_the_place_that_explains_a_word_first_and_shows_no_tex(tab, query, first):
+    places, said = found(tab("index"), query)
+    assert first in (None, places[0][0])
+    assert first is None or "exercises" not in [section for _, section in places[:3]]
+    assert not re.search(r"\\[dt]?(frac|log|sum|text|infty|cdot|mid|sqrt|lvert|left|mathrm)\b|[_^]\{", said)
+
+
+def test_search_forgives_a_typing_error(tab):
+    assert ("temperature.html", "") in found(tab("index"), "temprature")[0]
 
 
 def test_search_finds_a_chapter(tab):

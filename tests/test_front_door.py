@@ -1,4 +1,5 @@
 "What `from decoding_book import …` finds, and what it costs."
+
 import ast
 import importlib
 import inspect
@@ -16,8 +17,8 @@ from decoding_book.toy import six_words
 
 ROOT = Path(__file__).resolve().parent.parent
 HOMES = decoding_book._HOMES
-CONTRACT = """stream generate score TableModel exhaustive_search greedy_search beam_search temperature
-top_k top_p min_p repetition_penalty top_p_mask Sampler fused_sample entropy varentropy
+CONTRACT = """stream generate score TableModel exhaustive_search greedy_search beam_search
+temperature top_k top_p min_p repetition_penalty top_p_mask Sampler fused_sample entropy varentropy
 attention_measures EntropySampler SmolLM2 GPT greedy draw Key Generation Hypothesis""".split()
 
 
@@ -42,7 +43,8 @@ def test_a_name_is_what_its_module_holds(name):
 def test_a_module_named_as_its_function_is_both():
     from decoding_book import entropy, greedy, temperature
     from decoding_book.temperature import temperature as function
-    z = torch.tensor([[1., 2., 4.]])
+
+    z = torch.tensor([[1.0, 2.0, 4.0]])
     assert temperature(z, 2).equal(function(z, 2))
     assert inspect.signature(temperature) == inspect.signature(function)
     assert entropy(z).shape == (1,)
@@ -58,7 +60,7 @@ def test_the_first_import_of_a_name_may_come_before_or_after_its_module():
 
 def test_an_unknown_name_is_an_attribute_error_and_an_import_error():
     with pytest.raises(AttributeError, match="top_q"):
-        decoding_book.top_q
+        getattr(decoding_book, "top_q")  # noqa: B009
     with pytest.raises(ImportError, match="top_q"):
         from decoding_book import top_q  # noqa: F401
 
@@ -69,12 +71,14 @@ def test_classes_of_the_front_door_can_be_pickled():
 
 
 def test_an_import_of_the_package_loads_nothing_and_takes_less_than_50_ms(record):
-    code = ("import sys, time; t = time.perf_counter(); import decoding_book;"
-            "import json; print(json.dumps([time.perf_counter() - t, 'torch' in sys.modules]))")
+    code = (
+        "import sys, time; t = time.perf_counter(); import decoding_book;"
+        "import json; print(json.dumps([time.perf_counter() - t, 'torch' in sys.modules]))"
+    )
     runs = [json.loads(fresh(code)) for _ in range(3)]
     record("import decoding_book, milliseconds", round(1000 * min(r[0] for r in runs), 2))
     assert not any(r[1] for r in runs)
-    assert min(r[0] for r in runs) < .05
+    assert min(r[0] for r in runs) < 0.05
 
 
 def test_type_checkers_see_the_same_names():
@@ -91,4 +95,6 @@ def test_the_front_door_is_what_its_table_says():
 
 def test_every_module_is_on_the_map():
     modules = {p.stem for p in (ROOT / "decoding_book").glob("[a-z]*.py")}
-    assert modules == {line.split()[0] for line in decoding_book.__doc__.split("\n\n")[-1].splitlines()}
+    assert modules == {
+        line.split()[0] for line in decoding_book.__doc__.split("\n\n")[-1].splitlines()
+    }

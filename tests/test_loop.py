@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from decoding_book.loop import (Draw, Generation, LanguageModel, Prediction, generate, greedy, score, stream)
+from decoding_book.loop import (Draw, Generation, LanguageModel, Prediction, generate, greedy, new_text, score, stream,
+                                token_texts)
 from decoding_book.toy import TableModel, six_words
 
 WORLD = six_words()
@@ -48,9 +49,9 @@ def test_every_form_of_prompt_gives_the_same_text():
     ids = WORLD.encode("I like")
     texts = [generate(WORLD, p).text for p in
              ("I like", ids, tuple(ids), torch.tensor(ids), np.array(ids), torch.tensor(ids, dtype=torch.int32))]
-    assert texts == ["cold coffee"] * 6
+    assert texts == [" cold coffee"] * 6
     for batch in (["I like"], [ids], torch.tensor([ids]), np.array([ids]), [torch.tensor(ids)]):
-        assert generate(WORLD, batch).text == ["cold coffee"]
+        assert generate(WORLD, batch).text == [" cold coffee"]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -130,9 +131,95 @@ def test_streamed_pieces_are_the_text_and_nothing_is_taken_back(seed):
     assert steps[-1].ended == (["length"] if stop is None else ["stop"])
 
 
-def test_unfinished_character_at_the_end_is_released():
-    model = Letters(["é".encode()[:1]])
-    assert generate(model, [0], max_new_tokens=1).text == "\ufffd"
+def test_half_a_character_at_a_cut_is_held_and_at_an_end_mark_is_text():
+    model = Letters(["a".encode(), "é".encode()[:1]])
+    assert generate(model, [0], max_new_tokens=2).text == "a"
+    model = Letters(["a".encode(), "é".encode()[:1], b""])
+    model.eos = 3
+    assert generate(model, [0], max_new_tokens=3).text == "a\ufffd"
+
+
+class Bytes(Letters):
+    "Letters that can be given as text: one token a chunk of bytes, found among the chunks."
+    def encode(self, text):
+        found, data = [], text.encode()
+        while data:
+            id = next((i for i, c in enumerate(self.chunks, 1) if data.startswith(c)), None)
+            if id is None: raise ValueError(f"text: {text!r}")
+            found.append(id); data = data[len(self.chunks[id - 1]):]
+        return found
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_prompt_and_new_text_are_the_whole_wherever_the_text_is_cut(seed):
+    rng = random.Random(seed)
+    text = "".join(rng.choice(["é", "\U0001f336", "a", " ", "\ufffd", "龘"]) for _ in range(6)) + "z"
+    data, chunks = text.encode(), []
+    while data:
+        n = rng.randrange(1, 4)
+        chunks.append(data[:n]); data = data[n:]
+    for model in (Letters(chunks), Bytes(chunks)):
+        for at in range(1, len(chunks) + 1):
+            for again in range(at, len(chunks) + 1):
+                # three calls: each is given what those before it left, and is cut in its turn
+                parts, begin = [], 0
+                for end in {at: None, again: None, len(chunks): None}:
+                    if end == begin: continue
+                    g = generate(model, list(range(begin + 1)), max_new_tokens=end - begin)
+                    assert "".join(s.text[0] for s in g.steps) == g.text
+                    prompt, pieces = token_texts(model.decode, g.prompt_ids, g.ids)
+                    assert prompt + "".join(pieces) == model.decode(range(end + 1))
+                    parts.append(g.text)
+                    begin = end
+                assert "".join(parts) == text
+
+
+def test_a_replacement_sign_that_was_meant_is_text_at_once():
+    model = Bytes([b"a", "\ufffd".encode(), b"b"])
+    assert generate(model, [0], max_new_tokens=2).text == "a\ufffd"
+    assert generate(model, [0, 1, 2], max_new_tokens=1).text == "b"      # it is the prompt's, not ours
+    spelled = Bytes([bytes([b]) for b in "a\ufffd!".encode()])           # in three tokens
+    assert generate(spelled, [0], max_new_tokens=4).text == "a\ufffd"
+    assert [s.text for s in stream(spelled, [0], max_new_tokens=4)] == [["a"], [""], [""], ["\ufffd"]]
+
+
+@pytest.mark.parametrize("cls", [Letters, Bytes])
+def test_a_stop_at_the_replacement_sign_waits_for_whole_characters(cls):
+    pepper = "\U0001f336".encode()
+    for cut in (1, 2, 3):
+        g = generate(cls([pepper[:cut], pepper[cut:], b"a"]), [0], max_new_tokens=3, stop="\ufffd")
+        assert (g.text, g.reason) == ("\U0001f336a", "length")
+        broken = generate(cls([b"a", pepper[:cut], b"b"]), [0], max_new_tokens=3, stop="\ufffd")
+        assert (broken.text, broken.reason) == ("a", "stop")             # no character will come of it
+    g = generate(cls([b"a", "\ufffd".encode(), b"b"]), [0], max_new_tokens=3, stop="\ufffd")
+    assert (g.text, g.reason, len(g.ids)) == ("a", "stop", 2 if cls is Bytes else 3)
+
+
+def test_a_hypothesis_has_the_text_after_its_prompt():
+    from decoding_book.exhaustive import Hypothesis
+    model = Letters([b"x", "é".encode()[:1], "é".encode()[1:], b"y", b""])
+    def text(prompt, ids, finished):
+        return Hypothesis(torch.tensor(ids), torch.zeros(len(ids)), 0., 0., finished, torch.tensor(prompt), model).text
+    assert text([0, 1, 2], [3, 4], False) == "éy" and text([0, 1], [2], False) == ""
+    assert text([0, 1], [2, 5], True) == "\ufffd"                         # nothing will follow the end mark
+    assert new_text(model.decode, [0, 1, 2], [3, 4]) == "éy"
+
+
+def test_rows_of_a_batch_have_the_text_after_their_own_prompt():
+    model = Letters([b"x", "é".encode()[:1], "é".encode()[1:], b"y"])
+    g = generate(model, [[0, 1], [0, 1, 2], [0]], max_new_tokens=2)
+    assert g.text == ["é", "éy", "x"]
+    assert [r._view()["prompt"] for r in g] == ["x", "x", ""]
+
+
+def test_an_interrupted_row_has_the_text_after_its_prompt():
+    def impatient(prediction, context):
+        if (context.lengths - context.prompt_lengths)[0] == 2: raise KeyboardInterrupt
+        return greedy(prediction)
+    model = Letters([b"x", "é".encode()[:1], "é".encode()[1:], b"yz", b"z"])
+    assert generate(model, [0, 1, 2], impatient, stop="yzz").text == "éyz"
+    assert generate(model, [0], impatient).text == "x"                   # half a character is held
+    assert generate(WORLD, "I like", impatient).text == " cold coffee"
 
 
 def test_logprobs_and_alternatives_are_the_models_own():
@@ -165,7 +252,7 @@ def test_interrupt_keeps_what_there_is():
         if context.lengths[0] == 3: raise KeyboardInterrupt
         return greedy(prediction)
     g = generate(WORLD, ["", "I"], stops)
-    assert g.text == ["I like cold", "like cold coffee"] and g.reason == ["interrupted"] * 2
+    assert g.text == ["I like cold", " like cold coffee"] and g.reason == ["interrupted"] * 2
     assert isinstance(g, Generation) and "interrupted" in repr(g)
 
 
@@ -315,7 +402,6 @@ def test_rows_and_slices():
 
 
 def test_a_character_over_several_tokens_is_shown():
-    from decoding_book.loop import token_texts
     bird = "\U0001f99c"
     model = Letters([bird.encode()[:2], bird.encode()[2:], b" a"])
     assert "".join(token_texts(model.decode, [], [1, 2, 3])[1]).endswith(f"{bird} a")

@@ -21,7 +21,7 @@ NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 MODULES = sorted((ROOT / "decoding_book").glob("*.py"))
 BIN = Path(sys.executable).parent
 EAGER = {"torch", "numpy", "matplotlib", "decoding_book"}
-LAZY = EAGER | {"tokenizers", "jinja2", "safetensors", "tqdm", "triton"}
+LAZY = EAGER | {"tokenizers", "jinja2", "safetensors", "tqdm", "triton", "gguf"}
 HEAVY = {"torch", "numpy", "matplotlib", "gguf", "tokenizers", "jinja2", "tqdm", "transformers",
          "IPython", "scipy", "triton", "nbdev", "fastcore", "execnb"}
 
@@ -90,6 +90,25 @@ def test_no_cell_is_skipped():
                 assert not cell.metadata.get("tags"), f"{path.name}, cell {i}: tags"
             elif cell.cell_type == "raw":
                 assert i == 0, f"{path.name}, cell {i}: a raw cell"
+
+
+def test_imports_stand_in_cells_of_their_own():
+    "nbdev runs every cell that imports: one that also works fails there for want of what the cells above it made."
+    imports = (ast.Import, ast.ImportFrom)
+    for path in NOTEBOOKS:
+        for i, source in sources(path):
+            body = ast.parse(source).body
+            mixed = any(isinstance(n, imports) for n in body) and not all(isinstance(n, imports) for n in body)
+            assert not mixed, f"{path.name}, cell {i}"
+
+
+def test_nbdev_s_own_filter_reads_every_notebook(full):
+    "What nbdev_docs does before it calls Quarto."
+    if not full:
+        pytest.skip("takes half a minute: run with --full")
+    for path in NOTEBOOKS:
+        done = subprocess.run([BIN / "nbdev_filter", "--fname", path], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, f"{path.name}: {done.stderr}"
 
 
 def test_outputs_are_committed_and_hold_no_error():

@@ -141,7 +141,8 @@ def test_length_penalty_is_any_real_number_that_fits():
     assert repr(first) == repr(second)
     assert math.isfinite(beam_search(WORLD, "", 2, 5, length_penalty=-64)[0].score)
     for bad in (64.5, -400., 10**400, True, "1", None, NAN):
-        with pytest.raises(ValueError, match="length_penalty: .* is not a number from -64 to 64"):
+        kind = ValueError if type(bad) in (float, int) else TypeError
+        with pytest.raises(kind, match="^length_penalty: .* is (outside|not a number)"):
             beam_search(WORLD, "", 2, 5, length_penalty=bad)
 
 

@@ -348,8 +348,8 @@ SYSTEMS = {"book": ("Tkpm", False, False, False), "huggingface": ("Tkpm", False,
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_dialects(system, full):
-    rng, differs = np.random.default_rng(4), 0
+def test_dialects(system, full, record):
+    rng, differs, seen = np.random.default_rng(4), 0, Counter()
     for i in range(4000 if full else 400):
         V = int(rng.integers(2, 30))
         z = rng.integers(-3, 4, V).astype(float) if i % 3 == 0 else rng.normal(size=V) * 2
@@ -360,8 +360,150 @@ def test_dialects(system, full):
         if SYSTEMS[system][3]:              # which of the equal tokens at top-p's edge stays is up to torch.sort
             assert sorted(z[keep]) == sorted(z[expected]), (i, values)
         else: assert keep.tolist() == expected.tolist(), (i, values)
+        seen["equal ids" if keep.tolist() == expected.tolist() else "equal up to equals"] += 1
         differs += (keep != truncate(torch.tensor(z), Sampler(**values)).isfinite().numpy()).any()
     assert (differs > 10) == (system != "book")
+    record(f"dialect_{system}", {"rows": sum(seen.values()), **seen})
+
+
+def vllm(z, k, p, m=None):
+    "vLLM's PyTorch path: one ascending sort, masked from the low end, and put back."
+    if m is not None:
+        q = z.softmax(-1)
+        z = z.masked_fill(q < m[:, None] * q.amax(-1, keepdim=True), -INF)
+    ranked, ids = z.sort(dim=-1)
+    if k is not None: ranked = ranked.masked_fill(ranked < ranked.gather(1, (z.shape[1] - k)[:, None]), -INF)
+    if p is not None:
+        low = ranked.softmax(-1).cumsum(-1) <= 1 - p[:, None]
+        low[:, -1] = False
+        ranked = ranked.masked_fill(low, -INF)
+    return z.scatter(-1, ids, ranked).isfinite()
+
+
+def arranged(rng, n, V, how):
+    "Rows (n, V) of seven different logits at most, in some order."
+    z = torch.randint(-3, 4, (n, V), generator=rng).double()
+    if how == "ascending": return z.sort(-1).values
+    if how == "descending": return z.sort(-1, descending=True).values
+    if how == "blocks": return z[:, :-(-V // 4)].repeat_interleave(4, 1)[:, :V]
+    return z
+
+
+def at_the_line(z, keep, k, p, m):
+    "Whether a sum of one row comes within rounding of p, or a logit of min-p's line."
+    if m is not None and ((z - z.max() - m.log()).abs() < 1e-5).any(): return True
+    z = z if m is None else z.masked_fill(z - z.max() < m.log(), -INF)
+    if k is not None: z = z.masked_fill(z < z.sort(descending=True).values[k - 1], -INF)
+    return p is not None and ((z.sort(descending=True).values.softmax(-1).cumsum(-1) - p).abs() < 1e-5).any().item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_vllm_sorts_once(dtype, full, record):
+    "Token by token, equals included; what differs lies at the line, by rounding."
+    rng, seen, n = torch.Generator().manual_seed(7), Counter(), 2000 if full else 100
+    for V in (5, 16, 17, 40, 150, 1000):                # torch's sort is stable up to 16
+        for how in ("shuffled", "ascending", "descending", "blocks"):
+            for filters in ("kp", "k", "p", "mkp"):
+                z = arranged(rng, n, V, how).to(dtype)
+                k, p, m = (torch.rand(n, generator=rng, dtype=torch.float64) for _ in range(3))
+                k = (1 + k * V).long() if "k" in filters else None
+                p = (.05 + .9 * p).to(dtype) if "p" in filters else None
+                m = (.2 * m).to(dtype) if "m" in filters else None
+                own = dict(top_k=k, top_p=1. if p is None else p, min_p=0. if m is None else m)
+                mine = truncate(z, Sampler.dialect("vllm", **own)).isfinite()
+                expected = vllm(z, k, p, m)
+                for i in range(n):
+                    if mine[i].equal(expected[i]): kind = "equal ids"
+                    elif z[i][mine[i]].sort().values.equal(z[i][expected[i]].sort().values): kind = "equal up to equals"
+                    else:
+                        kind = "rounding"
+                        row = [None if x is None else x[i] for x in (k, p, m)]
+                        assert at_the_line(z[i].double(), mine[i], *row), (V, how, filters, i)
+                    seen[kind] += 1
+    rows = sum(seen.values())
+    record(f"dialect_vllm_torch_{dtype}".replace("torch.", ""), {"rows": rows, **seen})
+    assert rows >= 4800 and seen["equal up to equals"] == 0 and seen["rounding"] < rows / 500
+
+
+def llama_penalties(z, text, last, repeat, frequency, presence):
+    "llama.cpp's rule for one row, token by token: divided or multiplied, then less the sum of both."
+    window, out = text[-last:], list(z)
+    for v, x in enumerate(z):
+        n = window.count(v)
+        if n: out[v] = (x * repeat if x <= 0 else x / repeat) - (n * frequency + presence)
+    return out
+
+
+def some_texts(rng, B, V, N):
+    "Logits (B, V), ids (B, N) with left padding, the mask, and lengths of the prompts."
+    real = torch.tensor(rng.integers(0, N + 1, B))
+    mask = torch.arange(N) >= N - real[:, None]
+    prompts = torch.tensor([int(rng.integers(0, n + 1)) for n in real.tolist()])
+    return torch.tensor(rng.normal(size=(B, V))), torch.tensor(rng.integers(0, V, (B, N))), mask, prompts
+
+
+def test_penalties_of_llama_cpp():
+    "A window of 64 tokens, the prompt counted; one window for all rows, or one a row."
+    rng = np.random.default_rng(12)
+    for i in range(60):
+        B, V = int(rng.integers(1, 5)), int(rng.integers(2, 30))
+        z, ids, mask, prompts = some_texts(rng, B, V, int(rng.integers(0, 200)))
+        own = [torch.tensor(rng.uniform(low, 2, B)) for low in (.5, -1, -1)]
+        names = "repetition_penalty", "frequency_penalty", "presence_penalty"
+        windows = [64] * B if i % 2 else rng.integers(1, 100, B).tolist()
+        more = {} if i % 2 else dict(penalty_window=windows)
+        sampler = Sampler.dialect("llama.cpp", **dict(zip(names, own)), **more)
+        out = penalize(z, sampler, ids, mask, prompts)
+        expected = [llama_penalties(z[b].tolist(), ids[b][mask[b]].tolist(), windows[b], *(x[b].item() for x in own))
+                    for b in range(B)]
+        torch.testing.assert_close(out, torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0)
+        assert sampler.distribution(z, ids, mask, prompts).equal(truncate(out, sampler).softmax(-1))
+
+
+@pytest.mark.parametrize("system,repeats,counts", [
+    ("book", [0, 1, 2, 3], [2, 3]), ("huggingface", [0, 1, 2, 3], [2, 3]), ("vllm", [0, 1, 2, 3], [2, 3]),
+    ("sglang", [2, 3], [2, 3]), ("llama.cpp", [0, 1, 2, 3], [0, 1, 2, 3])])
+def test_which_tokens_are_counted(system, repeats, counts):
+    "The text 0 1 | 2 3, with the prompt before the line."
+    z = torch.ones(6)
+    for name, value, seen in (("repetition_penalty", 2., repeats), ("frequency_penalty", .5, counts),
+                              ("presence_penalty", .5, counts)):
+        out = penalize(z, Sampler.dialect(system, **{name: value}), [0, 1, 2, 3], prompt_lengths=2)
+        assert (out != z).nonzero()[:, 0].tolist() == seen, name
+        out = penalize(z, Sampler.dialect(system, penalty_window=3, **{name: value}), [0, 1, 2, 3], prompt_lengths=2)
+        assert (out != z).nonzero()[:, 0].tolist() == [v for v in seen if v], name
+
+
+def test_the_window_leaves_other_rules_alone():
+    z, text = torch.zeros(5), [0, 1, 2, 3]
+    for params in (dict(no_repeat_ngram=1), dict(min_new_tokens=4, eos=4), dict(logit_bias={0: 1.})):
+        assert penalize(z, Sampler(**params, penalty_window=1), text).equal(penalize(z, Sampler(**params), text))
+
+
+def test_the_window_in_the_loop_and_in_the_trace():
+    "A penalty that forbids what it sees: a word may come back when it has left the window, in each row by itself."
+    world, windows = six_words(eos=None), [1, 2, 4]
+    sampler = Sampler(frequency_penalty=1e6, temperature=0, penalty_window=windows, count_prompt="all")
+    out = generate(world, ["I", "cold coffee", "I like"], sampler, max_new_tokens=12)
+    for row, (said, window) in enumerate(zip(out.prompt_ids, windows)):
+        text = said.tolist()
+        for id in out.ids[row].tolist():
+            z = world(torch.tensor([text])).logits[0]
+            for v in set(text[-window:]): z[v] -= 1e6 * text[-window:].count(v)
+            assert id == z.argmax()
+            text.append(id)
+    z, mine = torch.randn(6, generator=torch.Generator().manual_seed(0)), Sampler.dialect(
+        "llama.cpp", frequency_penalty=.7, penalty_window=2)
+    trace = mine.trace(z, [0, 1, 1, 2], prompt_lengths=3)
+    assert trace.stages[-1].probabilities.equal(mine.distribution(z, [0, 1, 1, 2], prompt_lengths=3))
+
+
+def test_llama_cpp_at_zero_takes_one_of_the_equals():
+    "Its partial sort leaves equal maxima in any order; the dialect takes one of them, the lower id."
+    z = torch.tensor([[1., 3., 3., 0., 3.], [2., 2., 2., 2., 2.]])
+    for k in (None, 1, 2, 3, 5):
+        q = Sampler.dialect("llama.cpp", temperature=0, top_k=k).distribution(z)
+        assert q.argmax(-1).tolist() == [1, 0] and (q.max(-1).values == 1).all()
 
 
 def test_dialects_by_name():
@@ -571,6 +713,9 @@ def test_hostile_penalties(full):
     (dict(rows=["a"]), TypeError, "row"), (dict(logit_bias={0: INF}), ValueError, "logit_bias: id 0: inf"),
     (dict(order=("temperature", "top_k", "top_p")), ValueError, "order: "), (dict(order="T"), ValueError, "order: 'T'"),
     (dict(ties="some"), ValueError, "ties: 'some'"), (dict(boundary=1), ValueError, "boundary: 1"),
+    (dict(penalty_window=0), ValueError, r"penalty_window: 0 is outside \[1, inf\)"),
+    (dict(penalty_window=[3, 1.5]), ValueError, "penalty_window, row 1: 1.5 is not an integer"),
+    (dict(count_prompt="some"), ValueError, "count_prompt: 'some'"), (dict(count_prompt=True), ValueError, "count_prompt: True"),
     (dict(joint="yes"), ValueError, "joint: 'yes'"), (dict(backend="gpu"), ValueError, "backend: 'gpu'"),
 ])
 def test_refused_at_construction(params, error, text):
@@ -583,7 +728,7 @@ def test_refused_when_the_batch_is_known():
         Sampler(top_p=[.5, .6]).distribution(logits(3, 6))
     for n in (2, 4):
         for params in (dict(temperature=torch.ones(n)), dict(seed=list(range(n))), dict(rows=torch.arange(n)),
-                       dict(logit_bias=torch.zeros(n, 6)), dict(top_k=[None] * n)):
+                       dict(logit_bias=torch.zeros(n, 6)), dict(top_k=[None] * n), dict(penalty_window=[None] * n)):
             with pytest.raises(ValueError, match=rf"{next(iter(params))}: {n} values for 3 rows"):
                 generate(world, [""] * 3, Sampler(**params))
     with pytest.raises(ValueError, match="logit_bias: id 6 is outside"): generate(world, "", Sampler(logit_bias={6: 1.}))

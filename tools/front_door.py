@@ -1,10 +1,14 @@
-"""Write decoding_book/__init__.py: the names that `from decoding_book import …` finds, and the map of the modules.
+"""Write decoding_book/__init__.py: the names that `from decoding_book import …` finds, and the map
+of
+the modules.
 
     python tools/front_door.py            write it (`make export` does)
     python tools/front_door.py --check    only say whether it is up to date
 
-A new public name for users goes into MAP, beside its module. The notebooks of the book import from modules.
+A new public name for users goes into MAP, beside its module. The notebooks of the book import from
+modules.
 """
+
 import sys
 from configparser import ConfigParser
 from pathlib import Path
@@ -13,25 +17,37 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # module, what it holds, the names that the front door opens
 MAP = [
-    ("loop", "the loop: a model, a chooser, a text",
-     "generate stream score Generation Step Draw Prediction Context LanguageModel"),
-    ("toy", "a world small enough to compute every probability", "TableModel six_words sequence_law"),
+    (
+        "loop",
+        "the loop: a model, a chooser, a text",
+        "generate stream score Generation Step Draw Prediction Context LanguageModel",
+    ),
+    (
+        "toy",
+        "a world small enough to compute every probability",
+        "TableModel six_words sequence_law",
+    ),
     ("transformer", "a GPT from scratch", "GPT GPTConfig"),
     ("smollm", "a real model from its file", "SmolLM2"),
-    ("exhaustive", "every text scored, the best one proven",
-     "exhaustive_search best_first_search Hypothesis"),
+    (
+        "exhaustive",
+        "every text scored, the best one proven",
+        "exhaustive_search best_first_search Hypothesis",
+    ),
     ("greedy", "the most probable token each time", "greedy greedy_search"),
     ("beam", "several texts at once", "beam_search"),
     ("noise", "random numbers that can be found again", "Key gumbel_max inverse_cdf"),
     ("temperature", "sharper or flatter", "temperature"),
     ("topk", "a fixed number of candidates", "top_k"),
     ("topp", "as many candidates as the mass asks for", "top_p top_p_mask min_p"),
-    ("penalties", "scores changed by what was said",
-     "repetition_penalty frequency_penalty presence_penalty no_repeat_ngram logit_bias"),
+    (
+        "penalties",
+        "scores changed by what was said",
+        "repetition_penalty frequency_penalty presence_penalty no_repeat_ngram logit_bias",
+    ),
     ("sampler", "filters in order, the exact law, one draw", "Sampler draw"),
     ("fused", "the same token, many times faster", "fused_sample"),
-    ("entropy", "how unsure a model is, and how",
-     "entropy varentropy attention_measures"),
+    ("entropy", "how unsure a model is, and how", "entropy varentropy attention_measures"),
     ("entropix", "a sampler chosen by that doubt", "EntropySampler EntropixConfig"),
     ("cuda", "the draw as Triton kernels", ""),
     ("huggingface", "models of transformers in this loop", "HuggingFace"),
@@ -84,7 +100,7 @@ def __dir__():
 
 
 class _NamedAsItsFunction(ModuleType):
-    "`temperature`, `entropy` and `greedy` name a module and a function: such a module can be called."
+    "`temperature`, `entropy` and `greedy` name a module and its function: it can be called."
 
     @property
     def __wrapped__(self):
@@ -115,17 +131,25 @@ def front_door():
     here = [(m, what, names.split()) for m, what, names in MAP if (package / f"{m}.py").is_file()]
     homes = {name: module for module, _, names in here for name in names}
     return TEMPLATE.format(
-        title=settings["title"], version=settings["version"],
-        map="\n".join(f"{module:<12} {what}" + (f": {', '.join(names[:3])}" if names else "")
-                      for module, what, names in here),
-        imports="\n".join(f"    from .{module} import {name} as {name}"
-                          for name, module in homes.items()),
-        homes="\n".join(f'    "{name}": "{module}",' for name, module in homes.items()))
+        title=settings["title"],
+        version=settings["version"],
+        map="\n".join(
+            f"{module:<12} {what}" + (f": {', '.join(names[:3])}" if names else "")
+            for module, what, names in here
+        ),
+        imports="\n".join(
+            f"    from .{module} import {name} as {name}" for name, module in homes.items()
+        ),
+        homes="\n".join(f'    "{name}": "{module}",' for name, module in homes.items()),
+    )
 
 
 if __name__ == "__main__":
     path = ROOT / "decoding_book/__init__.py"
     if "--check" in sys.argv:
-        sys.exit(0 if path.read_text(encoding="utf-8") == front_door()
-                 else "decoding_book/__init__.py is not what tools/front_door.py says: run `make export`")
+        sys.exit(
+            0
+            if path.read_text(encoding="utf-8") == front_door()
+            else "decoding_book/__init__.py is not what tools/front_door.py says: run `make export`"
+        )
     path.write_text(front_door(), encoding="utf-8")

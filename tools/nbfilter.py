@@ -1,6 +1,6 @@
 """Turn a notebook as it is written into the notebook that the site shows.
 
-Quarto runs this as a filter (a notebook on stdin, a notebook on stdout); tools/site.py imports it. It drops the cells
+Quarto runs this as a filter (a notebook on stdin, a notebook on stdout); tools/build_site.py imports it. It drops the cells
 marked `#| hide`, folds cells of imports, gives every exported name an anchor and a link to its source, links names in
 backticks and notebooks by their pages, makes the first heading the page's title, and adds how to run the chapter.
 """
@@ -10,11 +10,13 @@ import re
 import runpy
 import sys
 from configparser import ConfigParser
+from functools import cache
 from html import escape
 from pathlib import Path
 
 import yaml
 
+ROOT = Path(__file__).resolve().parent.parent
 DIRECTIVE = re.compile(r"^#\|\s*(\w+)\s*:?\s*(.*)$")
 OWN = {"default_exp", "export", "exporti", "exports", "hide", "hide_input"}
 BACKTICKS = re.compile(r"(?<![\[`])`([A-Za-z_][\w.]*)(\(\))?`(?![`\]])")
@@ -31,6 +33,7 @@ def settings(
     return config["DEFAULT"]
 
 
+@cache
 def page_names(
     project,  # Folder that holds nbs/
 ):
@@ -43,24 +46,40 @@ def page_names(
     return pages
 
 
+def exported(
+    path,  # A module of the package
+):
+    "The names in a module's `__all__`."
+    tree = parsed(path.read_text(encoding="utf-8"))
+    lists = [n.value for n in tree.body if isinstance(n, ast.Assign)
+             and any(getattr(t, "id", "") == "__all__" for t in n.targets)]
+    return set(ast.literal_eval(lists[0])) if lists else set()
+
+
+@cache
 def name_index(
     project,  # Folder that holds the exported package
 ):
-    "Name -> page#anchor, from the index that the export writes."
-    path = Path(project) / settings(project)["lib_path"] / "_modidx.py"
-    if not path.is_file():
+    """Name -> {module: page#anchor}, from the index that the export writes: exported names and their public methods,
+    each also with its module in front."""
+    package = Path(project) / settings(project)["lib_path"]
+    if not (package / "_modidx.py").is_file():
         return {}
     # nbdev drops a leading number and nothing else
     pages = {re.sub(r"^\d+[a-z0-9]*_", "", n.lower().removesuffix(".ipynb")): page
              for n, page in page_names(project).items()}
     index = {}
-    for module, names in runpy.run_path(str(path))["d"]["syms"].items():
+    for module, names in runpy.run_path(str(package / "_modidx.py"))["d"]["syms"].items():
+        public = exported(package / f"{module.rpartition('.')[2]}.py")
         for name, (place, _) in names.items():
+            bare = name.removeprefix(module + ".")
+            if bare.partition(".")[0] not in public:
+                continue
             page, _, anchor = place.partition("#")
             page = page.removesuffix(".html")
             place = f"{pages.get(page, page)}.html#{anchor}"
-            index[name] = place
-            index.setdefault(name.removeprefix(module + "."), place)
+            for spelled in (bare, name):
+                index.setdefault(spelled, {})[module] = place
     return index
 
 
@@ -90,6 +109,28 @@ def defined_names(
                 yield from ((f"{node.name}.{n.name}", n) for n in node.body if isinstance(n, kinds))
 
 
+def local_names(
+    tree,  # Parsed code of a cell
+):
+    "Names that a cell gives to values of its own: parameters, assignments, functions and classes."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield node.name
+
+
+def imported_names(
+    tree,  # Parsed code of a cell
+):
+    "(name, module) of all that a cell imports by name."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield from ((alias.asname or alias.name, node.module) for alias in node.names)
+
+
 def parsed(
     code,  # Code of a cell
 ):
@@ -116,16 +157,37 @@ class Page:
         self.blob = f"{self.cfg['git_url']}/blob/{self.cfg['branch']}"
         self.module = next((d["default_exp"] for d, _ in map(split_directives, self.code())
                             if "default_exp" in d), None)
+        path = self.project / self.cfg["lib_path"] / f"{self.module}.py"
+        tree = parsed(path.read_text(encoding="utf-8")) if path.is_file() else parsed("")
+        self.line_of = {name: f"#L{node.lineno}" for name, node in defined_names(tree)}  # in the generated module
         headings = re.findall(r"^##+ +(.+?) *$", "\n".join(self.code("markdown")), re.M)
         self.slugs = {SLUG.sub("", h).strip().lower().replace(" ", "-") for h in headings}
+        trees = [parsed(source) for source in self.code()]
+        door = self.project / self.cfg["lib_path"] / "__init__.py"
+        front = parsed(door.read_text(encoding="utf-8")) if door.is_file() else parsed("")
+        self.front = {name for name, _ in imported_names(front)}  # what the package itself offers
+        self.locals = {name for tree in trees for name in local_names(tree)}
+        self.imports = {name: module for tree in trees for name, module in imported_names(tree)}
 
     def code(self, kind="code"):
         "The sources of the cells of one kind."
         return [text(c) for c in self.nb["cells"] if c["cell_type"] == kind]
 
+    def place(self, name, called):
+        """Where a name leads: to this notebook's own export; else, unless it is a local of this notebook (`name()` is a
+        function all the same), to the export it imports, or to the only one where no plain word could be meant."""
+        places, first = self.index.get(name, {}), name.partition(".")[0]
+        own = places.get(f"{self.cfg['lib_path']}.{self.module}")
+        if own or (first in self.locals and not called):
+            return own
+        if first in self.imports and self.imports[first] in places:
+            return places[self.imports[first]]
+        sure = called or first in self.front or not re.fullmatch("[a-z]+", name)
+        return next(iter(places.values())) if sure and len(places) == 1 else None
+
     def link(self, match):
         "A name in backticks, as a link to where it is defined."
-        place = self.index.get(match[1])
+        place = self.place(match[1], match[2])
         if place is None:
             return match[0]
         page, _, anchor = place.partition("#")
@@ -145,19 +207,13 @@ class Page:
                                for i, p in enumerate(parts)))
         return "\n".join(out)
 
-    def line_of(self, name):
-        "The line of the generated module on which a name is defined."
-        path = self.project / self.cfg["lib_path"] / f"{self.module}.py"
-        tree = parsed(path.read_text(encoding="utf-8")) if path.is_file() else parsed("")
-        return next((f"#L{n.lineno}" for m, n in defined_names(tree) if m == name), "")
-
     def label(self, tree):
         "The line above an exported cell: anchors for its names, and a link to the module."
         names = [n for n, _ in defined_names(tree)]
         if not names:
             return None
         ids = "".join(f'<a id="{n.lower()}"></a>' for n in names if n.lower() not in self.slugs)
-        url = f"{self.blob}/{self.cfg['lib_path']}/{self.module}.py{self.line_of(names[0])}"
+        url = f"{self.blob}/{self.cfg['lib_path']}/{self.module}.py{self.line_of.get(names[0], '')}"
         module = f"{self.cfg['lib_path']}.{self.module}"
         return markdown(f'```{{=html}}\n<div class="exported">{ids}in <a href="{url}" '
                         f'title="Its source, as exported"><code>{module}</code></a></div>\n```')
@@ -185,12 +241,11 @@ class Page:
             return markdown(f"::: {{.run-line}}\n{source}\n:::")
         colab = (f"https://colab.research.google.com/github/{cfg['user']}/{cfg['repo']}"
                  f"/blob/{cfg['branch']}/{path}")
-        install = f'%pip install fastcore "{cfg["lib_name"]}[model] @ git+{cfg["git_url"]}"'
         return markdown(
             f"::: {{.run-line}}\n**Run this chapter**: `make lab`, then open `{path}`; or "
             f"[open it in Colab]({colab}). Read its {source}.\n\n"
             f"```{{=html}}\n<details><summary>Colab needs this cell first</summary>"
-            f"<code>{escape(install)}</code></details>\n```\n:::")
+            f"<pre><code>{escape(install_cell(cfg))}</code></pre></details>\n```\n:::")
 
     def head(self, cells):
         "The front matter with title and subtitle, how to run it, then the cells without these."
@@ -226,7 +281,7 @@ class Page:
                 out.append({**cell, "source": self.linked(before)})
             else:
                 out.append(cell)
-        return {**self.nb, "cells": out}
+        return {**self.nb, "cells": [finished(cell, n) for n, cell in enumerate(out)]}
 
 
 def text(
@@ -234,6 +289,64 @@ def text(
 ):
     "The source of a cell, which may be stored as a list of lines."
     return "".join(cell["source"])
+
+
+def install_cell(
+    cfg,  # The project's metadata
+):
+    """What `make env` does, as a cell for a notebook opened elsewhere: the folder, so that benchmarks/ is found, the
+    package and what the chapters import beside it, the two wheels. Large libraries stay as they are there."""
+    make = (ROOT / "Makefile").read_text(encoding="utf-8")
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    beside = [pin for pin in pins if pin.startswith(("fastcore==", "transformers=="))]
+    wheels = re.search(r"^FILES := (.+)$", make, re.M)[1]
+    return (f"!git clone -q --depth 1 {cfg['git_url']}\n%cd {cfg['repo']}/nbs\n"
+            f'%pip install -q "..[model]" {" ".join(beside)} triton\n%pip install -q --no-deps {wheels}')
+
+
+def lines(
+    words,  # Text, whole or as a list of lines
+):
+    "Text as a list of lines, which is how notebooks are stored and the only form that Quarto reads."
+    return "".join(words).splitlines(keepends=True)
+
+
+def raw_html(
+    html,  # HTML, whole or as a list of lines
+):
+    "The same as a raw block of Markdown, which its content cannot close."
+    html = "".join(html).strip("\n")
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", html))])
+    return f"{fence}{{=html}}\n{html}\n{fence}\n"
+
+
+def stored_output(
+    output,  # Of a code cell
+):
+    """An output as it is stored: lines, and HTML as Markdown that holds it. Quarto takes any output of type text/html
+    for a widget, and loads jQuery and RequireJS from elsewhere for it."""
+    output = {**output}
+    if "text" in output:
+        output["text"] = lines(output["text"])
+    if "data" in output:
+        data = dict(output["data"])
+        if html := data.get("text/html"):
+            data = {"text/markdown": raw_html(html)}
+        output["data"] = {kind: lines(value) if kind.startswith("text/") else value
+                          for kind, value in data.items()}
+    return output
+
+
+def finished(
+    cell,    # As the page has it
+    number,  # Its place in the page
+):
+    "A cell with all that the notebook format asks for."
+    cell = {"id": f"cell-{number}", **cell, "source": lines(cell["source"])}
+    if cell["cell_type"] == "code":
+        cell["outputs"] = [stored_output(o) for o in cell.get("outputs", [])]
+        cell.setdefault("execution_count", None)
+    return cell
 
 
 def figure_text(
@@ -256,7 +369,7 @@ def markdown(
 
 def main():
     "Filter stdin to stdout. The front matter's output-file tells which notebook it is."
-    nb, project = json.load(sys.stdin), Path(__file__).resolve().parent.parent
+    nb, project = json.load(sys.stdin), ROOT
     raw = text(nb["cells"][0]) if nb["cells"] else ""
     page = re.search(r"^output-file:\s*(\S+)\.html", raw, re.M)
     names = {v: k for k, v in page_names(project).items()}

@@ -1,8 +1,9 @@
 """Write README.md from nbs/index.ipynb: its prose, its code, and the text form of its outputs.
 
-    python tools/readme.py            write README.md
-    python tools/readme.py --check    only say whether it is up to date
+python tools/readme.py            write README.md
+python tools/readme.py --check    only say whether it is up to date
 """
+
 import re
 import sys
 from configparser import ConfigParser
@@ -21,7 +22,9 @@ def readme():
     settings.read(ROOT / "settings.ini", encoding="utf-8")
     source = f"{settings['DEFAULT']['git_url']}/blob/{settings['DEFAULT']['branch']}/nbs"
     notebook = nbformat.read(ROOT / "nbs/index.ipynb", as_version=4)
-    notebook.cells = [c for c in notebook.cells if c.cell_type != "raw" and "#| hide" not in c.source]
+    notebook.cells = [
+        c for c in notebook.cells if c.cell_type != "raw" and "#| hide" not in c.source
+    ]
     notebook.metadata["language_info"] = {"name": "python"}
     text_only = Config(NbConvertBase={"display_data_priority": ["text/plain", "text/markdown"]})
     text, _ = MarkdownExporter(config=text_only).from_notebook_node(notebook)
@@ -35,6 +38,9 @@ def readme():
 if __name__ == "__main__":
     path = ROOT / "README.md"
     if "--check" in sys.argv:
-        sys.exit(0 if path.is_file() and path.read_text(encoding="utf-8") == readme()
-                 else "README.md is not what nbs/index.ipynb says: run `make outputs`")
+        sys.exit(
+            0
+            if path.is_file() and path.read_text(encoding="utf-8") == readme()
+            else "README.md is not what nbs/index.ipynb says: run `make outputs`"
+        )
     path.write_text(readme(), encoding="utf-8")

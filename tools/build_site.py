@@ -1,6 +1,6 @@
 """Build the site from a project's notebooks as they stand, with Quarto if it is installed, else in pure Python.
 
-    python tools/site.py --project build/book --out _site
+    python tools/build_site.py --project build/book --out _site
 
 Both renderers get the same staged folder: the filtered notebooks under their page names, and `_quarto.yml` with its
 paths changed to match. Afterwards the pages are made to need no network: KaTeX comes from tools/vendor/.
@@ -17,11 +17,17 @@ from pathlib import Path
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from nbfilter import Page, page_names  # noqa: E402
+from nbfilter import Page, lines, page_names, text  # noqa: E402
+from pages import improve  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 KATEX = re.compile(r"https://cdn\.jsdelivr\.net/npm/katex@[^/\"']+/dist/?")
 REMOTE_IMPORT = re.compile(r"@import\s*(?:url\(['\"]?https?:[^)]*\)|(['\"])https?:.*?\1)[^;]*;")
+# Where a page loads something from another host: a tag, a script that adds a tag, a style sheet.
+ELSEWHERE = re.compile(r"""<(?:script|img|source|iframe|video|audio)\b[^>]*?\ssrc=["']((?:https?:)?//[^"']+)"""
+                       r"""|<link\b(?=[^>]*stylesheet)[^>]*?\shref=["']((?:https?:)?//[^"']+)"""
+                       r"""|\.(?:src|href)\s*=\s*["']((?:https?:)?//[^"']+)"""
+                       r"""|@import\s*["']((?:https?:)?//[^"']+)|url\(\s*["']?((?:https?:)?//[^"')]+)""")
 # Pages opened as files may not fetch: then the search index comes from a script.
 SEARCH = """<script>
 if (location.protocol === "file:") {
@@ -78,7 +84,8 @@ def stage(
         nb = json.loads((project / "nbs" / name).read_text(encoding="utf-8"))
         nb = Page(project, nb, name).filtered()
         if not quarto:  # the name of the file already says it
-            nb["cells"][0]["source"] = re.sub(r"output-file: .*\n", "", nb["cells"][0]["source"])
+            front = nb["cells"][0]
+            front["source"] = lines(re.sub(r"output-file: .*\n", "", text(front)))
         (dest / f"{page}.ipynb").write_text(json.dumps(nb, ensure_ascii=False), encoding="utf-8")
     for extra in [p for p in (project / "nbs").iterdir() if p.suffix in {".png", ".svg", ".css"}]:
         shutil.copy2(extra, dest / extra.name)
@@ -95,27 +102,39 @@ def stage(
     (dest / "_quarto.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
+def loaded_from_elsewhere(
+    content,  # A page or a style sheet
+):
+    "The addresses on other hosts from which it would load something."
+    return [next(filter(None, match)) for match in ELSEWHERE.findall(content)]
+
+
 def finish(
     site,  # The rendered site
 ):
     "Make the site need nothing from the network, and its search work from a file."
-    katex = False
+    katex, outside = False, []
     for path in [*site.rglob("*.html"), *site.rglob("*.css")]:
-        text = old = path.read_text(encoding="utf-8")
+        content = old = path.read_text(encoding="utf-8")
         up = "../" * (len(path.relative_to(site).parts) - 1)
-        text = KATEX.sub(f"{up}site_libs/katex/", text)
-        text = REMOTE_IMPORT.sub("", text)
-        katex |= text != old and path.suffix == ".html"
+        content = KATEX.sub(f"{up}site_libs/katex/", content)
+        content = REMOTE_IMPORT.sub("", content)
+        katex |= content != old and path.suffix == ".html"
         if path.suffix == ".html":
-            text = text.replace("</title>", "</title>\n" + SEARCH, 1)
-        if text != old:
-            path.write_text(text, encoding="utf-8")
+            content = content.replace("</title>", "</title>\n" + SEARCH, 1)
+        if content != old:
+            path.write_text(content, encoding="utf-8")
+        outside += [f"{path.name} loads {url}" for url in loaded_from_elsewhere(content)]
+    if outside:
+        sys.exit("the site would need the network: " + "; ".join(outside))
     if katex:
         shutil.copytree(ROOT / "tools/vendor/katex", site / "site_libs/katex", dirs_exist_ok=True)
+    shutil.copy2(ROOT / "tools/book.js", site)
+    improve(site)
     index = site / "search.json"
     if index.is_file():
-        text = index.read_text(encoding="utf-8")
-        index.with_name("search.json.js").write_text(f"window.searchIndex = {text};\n",
+        found = index.read_text(encoding="utf-8")
+        index.with_name("search.json.js").write_text(f"window.searchIndex = {found};\n",
                                                      encoding="utf-8")
 
 

@@ -1,0 +1,104 @@
+"""What tools/build_site.py changes in rendered pages, whichever renderer made them: for keyboards, phones, and the search."""
+import json
+import re
+from html import unescape
+
+HEADER = re.compile(r'<div class="callout-header(?=[^>]*data-bs-toggle)(?![^>]*\srole=)')
+OUTPUT = re.compile(r'(<div class="cell-output[^>]*>\s*<pre)(>.*?</pre>)', re.S)
+CONTENTS = re.compile(r'<nav id="TOC".*?(<ul.*?)</nav>', re.S)
+MATH = re.compile(r'<span class="math \w+">\\[(\[](.*?)\\[)\]]</span>', re.S)
+TAG = re.compile(r"<[^>]+>")
+SIGNS = {"infty": "∞", "sum": "∑", "prod": "∏", "log": "log", "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥",
+         "cdot": "·", "times": "×", "dots": "…", "ldots": "…", "cdots": "…", "approx": "≈", "in": "∈", "mid": "|",
+         "to": "→", "ne": "≠", "neq": "≠", "pm": "±", "sqrt": "√", "ln": "ln", "exp": "exp", "max": "max",
+         "min": "min", "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "varepsilon": "ε",
+         "theta": "θ", "lambda": "λ", "mu": "μ", "pi": "π", "sigma": "σ", "tau": "τ", "lfloor": "⌊", "rfloor": "⌋",
+         "lceil": "⌈", "rceil": "⌉", "quad": " ", "qquad": " ", "left": "", "right": "", "big": "", "Big": ""}
+
+
+def plain_math(
+    tex,  # TeX, as the author wrote it
+):
+    r"The words and signs of a formula, on one line: `\frac1n` is `1/n`."
+    tex = re.sub(r"\\[dt]?frac\s*(\{[^{}]*\}|\w)\s*(\{[^{}]*\}|\w)", r"\1/\2", tex)
+    tex = re.sub(r"\\(begin|end)\{\w+\}", " ", tex)
+    tex = re.sub(r"\\([A-Za-z]+) ?", lambda m: SIGNS.get(m[1], "" if m[1].startswith(("text", "math", "operator"))
+                                                         else m[1] + " "), tex)
+    tex = re.sub(r"\\([{}%$&_#])", r"\1", re.sub(r"(?<!\\)[{}]|\\[,;:! \\]|&", "", tex))
+    return " ".join(tex.split())
+
+
+def is_table(
+    lines,  # of an output
+):
+    "Whether it is set in columns: short lines, and most with a gap of spaces after their first word."
+    gaps = sum(bool(re.search(r"\S {2,}\S", line)) for line in lines)
+    return len(lines) > 1 and gaps > len(lines) / 2 and max(map(len, lines)) <= 100
+
+
+def frame(
+    match,  # An output's text, as HTML
+):
+    "The output, marked where it is set in columns: those scroll, other text wraps."
+    table = is_table(unescape(TAG.sub("", "<pre" + match[2])).splitlines())
+    return match[1] + (' class="columns"' if table else "") + match[2]
+
+
+def for_everyone(
+    page,  # HTML of a rendered page
+    up,    # The way to the site's top: "" or "../" and so on
+):
+    "The page with headers that a keyboard reaches, frames for tables and, for a phone, its contents on top."
+    page = HEADER.sub(r'<div role="button" tabindex="0" class="callout-header', page)
+    page = re.sub(r'(<i class="bi [\w-]+") role="img"></i>', r'\1 aria-hidden="true"></i>', page)
+    page = OUTPUT.sub(frame, page)
+    if contents := CONTENTS.search(page):
+        entries = re.sub(r' (id|class|data-[\w-]+)="[^"]*"', "", contents[1])
+        short = f'<details class="toc-phone"><summary>On this page</summary>{entries}</details>\n'
+        page = page.replace('<div class="run-line">', short + '<div class="run-line">', 1)
+    return page.replace("</title>", f'</title>\n<script src="{up}book.js" defer></script>', 1)
+
+
+def terms(
+    page,  # HTML of a rendered page
+):
+    "Section -> its terms: what it sets in bold, in up to three words."
+    found, parts = {}, re.split(r'<section id="([^"]*)"', page)
+    for name, part in zip(["", *parts[1::2]], parts[::2]):
+        bold = [unescape(TAG.sub("", b)) for b in re.findall(r"<strong>(.*?)</strong>", part, re.S)]
+        found[name] = " ".join(b for b in bold if len(b.split()) <= 3)
+    return found
+
+
+def better_index(
+    entries,  # The search index: objects with href, title, section, text
+    pages,    # Page -> its HTML, in the order of the book
+):
+    "The index in the order of the book, without TeX, with the terms that each section defines."
+    found = {name: terms(page) for name, page in pages.items()}
+    order = {name: n for n, name in enumerate(pages)}
+    for entry in entries:
+        name, _, section = entry["href"].partition("#")
+        entry["terms"] = found.get(name, {}).get(section, "")
+        for tex in sorted(set(MATH.findall(pages.get(name, ""))), key=len, reverse=True):
+            tex = " ".join(unescape(tex).split())
+            if "\\" in tex or "{" in tex:
+                entry["text"] = entry["text"].replace(tex, plain_math(tex))
+    return sorted(entries, key=lambda e: order.get(e["href"].partition("#")[0], len(order)))
+
+
+def improve(
+    site,  # The rendered site
+):
+    "Change every page, and the search index."
+    pages = {}
+    for path in sorted(site.rglob("*.html")):
+        up = "../" * (len(path.relative_to(site).parts) - 1)
+        pages[path.relative_to(site).as_posix()] = page = path.read_text(encoding="utf-8")
+        path.write_text(for_everyone(page, up), encoding="utf-8")
+    index = site / "search.json"
+    if index.is_file():
+        order = list(dict.fromkeys(re.findall(r'href="(?:\./)?([\w/-]+\.html)"', pages["index.html"])))
+        pages = {name: pages[name] for name in order + list(pages) if name in pages}
+        entries = better_index(json.loads(index.read_text(encoding="utf-8")), pages)
+        index.write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
