@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ORDER', 'LIMITS', 'OFF', 'BACKENDS', 'CHOICES', 'PENALTIES', 'DIALECTS', 'Settings', 'on_gpu', 'shape_of',
            'check_key_settings', 'check_choices', 'check_settings', 'setting', 'History', 'last_tokens', 'read_history',
-           'penalize', 'top_k_and_ties', 'nucleus', 'stages', 'truncate', 'law', 'draw_plain', 'is_ours', 'fastest',
-           'find_backend', 'check_parts', 'draw', 'take_on_gpu', 'take_rows', 'settings_of', 'rows_of_call',
+           'penalize', 'top_k_and_ties', 'nucleus', 'stages', 'truncate', 'probabilities_of', 'draw_plain', 'is_ours',
+           'fastest', 'find_backend', 'check_parts', 'draw', 'take_on_gpu', 'take_rows', 'settings_of', 'rows_of_call',
            'known_dialect', 'Sampler', 'Stage', 'bits_of', 'next_stage', 'Trace', 'trace_row']
 
 # %% ../nbs/13_sampler.ipynb #3d94e730
@@ -273,7 +273,7 @@ def truncate(
     return z
 
 # %% ../nbs/13_sampler.ipynb #b22ac59d
-def law(
+def probabilities_of(
     logits,  # (..., V), filters applied
 ):           # (..., V) probabilities, float32 at least
     "Softmax, divided by a float64 total: that of float32 is off by 1e-5 on long rows."
@@ -441,7 +441,7 @@ class Sampler(Settings):
 
     def distribution(self, logits, ids=None, mask=None, prompt_lengths=0):
         "The exact probabilities (..., V) of the next token; arguments as for `penalize`."
-        return law(truncate(penalize(logits, self, ids, mask, prompt_lengths), self))
+        return probabilities_of(truncate(penalize(logits, self, ids, mask, prompt_lengths), self))
 
     def at(self, rows, of=None):
         "The sampler for some rows (b,) of a call, which has `of` rows if that is known."
@@ -492,7 +492,7 @@ def next_stage(
     removed = (there & ~after.isfinite()).nonzero()[:, 0]
     removed = removed[before[removed].argsort(dim=-1, descending=True, stable=True)]
     mass = 1 - before[removed].double().sum().item()
-    q = law(after)
+    q = probabilities_of(after)
     return Stage(name, value, q, removed.tolist(), mass, last.bits, bits_of(q))
 
 # %% ../nbs/13_sampler.ipynb #6173d57b
@@ -531,7 +531,7 @@ def trace_row(
         raise ValueError(f"words: {len(words)} names for {len(z)} tokens")
     after = penalize(z, params, ids, prompt_lengths=prompt_lengths)
     changed = [] if after.equal(z) else [("penalties", after)]
-    q, there = law(z), z.isfinite()
+    q, there = probabilities_of(z), z.isfinite()
     rows = [Stage("logits", None, q, [], 1.0, bits_of(q), bits_of(q))]
     for name, after in changed + list(stages(after, params)):
         rows.append(next_stage(name, getattr(params, name, None), rows[-1], there, after))

@@ -1,4 +1,5 @@
-"One token everywhere: the plain chain against the NumPy reference and the recorded vectors, on rows of all kinds."
+"One token everywhere: plain chain, NumPy reference, recorded vectors; on rows of all kinds."
+
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,13 @@ def compare(rng, V, kind, dtype, B, backend="plain"):
     for i, (row, p, k) in enumerate(cases):
         won, kept, logprob = reference.draw_row(row, k, **p)
         assert (out.ids[i], out.kept[i]) == (won, kept), (V, kind, dtype, p, k)
-        assert out.logprob[i].item() == pytest.approx(logprob, abs=1e-6, rel=1e-6), (V, kind, dtype, p, k)
+        assert out.logprob[i].item() == pytest.approx(logprob, abs=1e-6, rel=1e-6), (
+            V,
+            kind,
+            dtype,
+            p,
+            k,
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -46,8 +53,9 @@ def test_the_plain_chain_is_the_reference(kind, full, record):
 @pytest.mark.parametrize("V", LONG)
 def test_long_rows(V, full, record):
     rng, rows = np.random.default_rng(V), 20 if full else 1
-    for kind in KINDS if full else KINDS[V % 2::2]:
-        for dtype in TYPES if full else [str(rng.choice(TYPES))]: compare(rng, V, kind, dtype, rows)
+    for kind in KINDS if full else KINDS[V % 2 :: 2]:
+        for dtype in TYPES if full else [str(rng.choice(TYPES))]:
+            compare(rng, V, kind, dtype, rows)
     record(f"draw_plain_is_reference_{V}", rows * len(KINDS) * (len(TYPES) if full else 1))
 
 
@@ -62,8 +70,14 @@ def recorded():
     rows = np.split(VECTORS["logits"], VECTORS["size"].cumsum()[:-1])
     for i, row in enumerate(rows):
         p, k = ({n: VECTORS[n][i].item() for n in names} for names in (PARAMS, KEY))
-        yield tensor(row, reference.FLOATS[VECTORS["type"][i]]), p, k, VECTORS["token"][i], VECTORS["kept"][i], \
-            VECTORS["logprob"][i]
+        yield (
+            tensor(row, reference.FLOATS[VECTORS["type"][i]]),
+            p,
+            k,
+            VECTORS["token"][i],
+            VECTORS["kept"][i],
+            VECTORS["logprob"][i],
+        )
 
 
 def test_recorded_draws():
@@ -81,51 +95,83 @@ def test_recorded_functions():
     bits, x, d = (VECTORS[n] for n in ("noise_bits", "log_x", "exp_x"))
     for kind in (np.array, torch.tensor):
         assert same(np.asarray(gumbel_of(kind(bits))), "noise")
-        assert same(np.asarray(exact_log(kind(x))), "log_y") and same(np.asarray(exact_exp(kind(d))), "exp_y")
+        assert same(np.asarray(exact_log(kind(x))), "log_y") and same(
+            np.asarray(exact_exp(kind(d))), "exp_y"
+        )
 
 
 def test_the_recorded_rows_hold_what_they_should():
-    "Every filter on and off, ties of scores at both boundaries, a mass met exactly, every float type, one token and many."
+    "Every filter on and off, ties at boundaries, a mass met exactly, every float type and size."
     T, k, p, m = (VECTORS[n] for n in PARAMS)
-    for on in (T != 1, T == 0, T == 1e-30, T == 1e30, k > 0, p < 1, m > 0, (k > 0) & (p < 1) & (m > 0)): assert on.sum() > 5
+    for on in (
+        T != 1,
+        T == 0,
+        T == 1e-30,
+        T == 1e30,
+        k > 0,
+        p < 1,
+        m > 0,
+        (k > 0) & (p < 1) & (m > 0),
+    ):
+        assert on.sum() > 5
     assert set(VECTORS["type"]) == {0, 1, 2, 3} and {1, 262_144} <= set(VECTORS["size"])
     assert (VECTORS["kept"] == 1).sum() > 20 and (VECTORS["kept"] == VECTORS["size"]).sum() > 20
     met = one_less = tied = 0
-    for z, params, *_ , kept, _ in recorded():
-        if not params["top_p"] < 1 or params["min_p"]: continue
-        s = reference.divide((z if z.dtype == torch.float64 else z.float()).numpy(), params["temperature"])
-        order = np.lexsort((np.arange(len(s)), -s))[:params["top_k"] or None]
+    for z, params, *_, kept, _ in recorded():
+        if not params["top_p"] < 1 or params["min_p"]:
+            continue
+        s = reference.divide(
+            (z if z.dtype == torch.float64 else z.float()).numpy(), params["temperature"]
+        )
+        order = np.lexsort((np.arange(len(s)), -s))[: params["top_k"] or None]
         w = reference.weights(s)[order]
         met += w[:kept].sum() == params["top_p"] * w.sum()
-        one_less += w[:kept - 1].sum() == np.nextafter(params["top_p"], 0) * w.sum()
+        one_less += w[: kept - 1].sum() == np.nextafter(params["top_p"], 0) * w.sum()
         tied += kept < len(order) and s[order[kept - 1]] == s[order[kept]]
     assert met > 5 and one_less > 3 and tied > 5
 
 
 # ---------------------------------------------------------------- devices without float64
 
+
 class Apple(torch.Tensor):
-    "A tensor that says it is on Apple's GPU, and refuses float64. What is moved to the CPU is an ordinary tensor."
+    "A tensor that says it is on Apple's GPU and refuses float64; on the CPU it is ordinary."
+
     device = torch.device("mps")
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         plain = [x for x in (*args, *kwargs.values()) if isinstance(x, (torch.device, torch.dtype))]
-        if func is torch.Tensor.to and torch.device("cpu") in plain: return args[0].as_subclass(torch.Tensor)
-        if torch.float64 in plain or func is torch.Tensor.double: raise TypeError("MPS has no float64")
+        if func is torch.Tensor.to and torch.device("cpu") in plain:
+            return args[0].as_subclass(torch.Tensor)
+        if torch.float64 in plain or func is torch.Tensor.double:
+            raise TypeError("MPS has no float64")
         return super().__torch_function__(func, types, args, kwargs)
 
 
 def test_without_float64_the_cpu_does_the_exact_part():
     rng = torch.Generator().manual_seed(0)
     z, ids = 3 * torch.randn(4, 50, generator=rng), torch.randint(0, 50, (4, 3), generator=rng)
-    there, sampler = z.as_subclass(Apple), Sampler(temperature=.8, top_k=20, top_p=.9, min_p=.02, repetition_penalty=1.2)
-    with pytest.raises(TypeError, match="no float64"): there.double()
-    for here, away in [(f(z), f(there)) for f in (
-            lambda z: top_p(z, .9), lambda z: min_p(z, .1), lambda z: temperature(z, .7), lambda z: top_k(z, 5),
-            lambda z: sampler.distribution(z, ids), lambda z: gumbel_max(z, Key(3)), lambda z: whole_weights(z),
-            lambda z: top_p_mask(z.softmax(-1), .9))]:
+    there, sampler = (
+        z.as_subclass(Apple),
+        Sampler(temperature=0.8, top_k=20, top_p=0.9, min_p=0.02, repetition_penalty=1.2),
+    )
+    with pytest.raises(TypeError, match="no float64"):
+        there.double()
+    for here, away in [
+        (f(z), f(there))
+        for f in (
+            lambda z: top_p(z, 0.9),
+            lambda z: min_p(z, 0.1),
+            lambda z: temperature(z, 0.7),
+            lambda z: top_k(z, 5),
+            lambda z: sampler.distribution(z, ids),
+            lambda z: gumbel_max(z, Key(3)),
+            lambda z: whole_weights(z),
+            lambda z: top_p_mask(z.softmax(-1), 0.9),
+        )
+    ]:
         assert away.device.type == "cpu" and here.equal(away)
     bits = torch.arange(9)
     assert float64(bits.as_subclass(Apple)).equal(bits.double())
