@@ -32,6 +32,7 @@ $(READY): settings.ini setup.py constraints.txt
 	@$(INSTALL) -c constraints.txt setuptools
 	@$(INSTALL) --no-build-isolation --use-pep517 -c constraints.txt -e '.[dev]'
 	@$(INSTALL) --no-deps $(FILES)
+	@$(BIN)/python tools/nbdev_commands.py
 	@touch $(READY)
 
 book: $(READY) ## run every notebook from a clean kernel (in build/) and build the site in _site/

@@ -25,6 +25,7 @@ entropix     a sampler chosen by that doubt: EntropySampler, EntropixConfig
 cuda         the draw as Triton kernels
 huggingface  models of transformers in this loop: HuggingFace
 checks       what refuses bad input by name
+checkpoints  trained weights, kept and found again
 gguf_file    weights as GGUF files hold them
 show         a decode to look at: tokens, bars, heat: tokens_html
 trees        a search to look at: tree_html, beam_html

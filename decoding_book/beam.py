@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from .checks import check_answer, check_number, log_normalizer, one_of, whole
+from .checks import (check_answer, check_number, float64_home, in_float64,
+                                  log_normalizer, one_of, whole)
 from .exhaustive import Batch, Hypotheses, Hypothesis, search_setup
 from .loop import left_pad
 
@@ -63,14 +64,14 @@ def row_best(
     where="",  # added to an error: which position
 ):           # ids, log-probabilities and new sums, each (R, m): the n largest sums of each row
     "The `n` best continuations of each path; equal sums by lower id, whatever `topk` does."
-    log_z = log_normalizer(logits, where).double()[:, None]
+    log_z = in_float64(log_normalizer(logits, where))[:, None]
     top, at = logits.topk(min(n + 1, logits.shape[1]))
-    logp = (top.double() - log_z).clamp(max=0)
-    sums = totals[:, None] + logp
+    logp = (in_float64(top) - log_z).clamp(max=0)
+    at, sums = at.to(logp.device), totals[:, None] + logp
     if at.shape[1] > n:          # is the last one kept strictly better than the first one dropped?
         tied = (sums[:, n - 1] == sums[:, n]) & (sums[:, n] > -math.inf)
         for r in tied.nonzero()[:, 0].tolist():
-            row = (logits[r].double() - log_z[r]).clamp(max=0)
+            row = (in_float64(logits[r]) - log_z[r]).clamp(max=0)
             at[r, :n] = (totals[r] + row).sort(descending=True, stable=True).indices[:n]
             logp[r, :n] = row[at[r, :n]]
         at, logp = at[:, :n], logp[:, :n]
@@ -86,7 +87,7 @@ def continuations(
     "The best continuations of all running paths together."
     length = len(beam.running[0].ids) + 1
     totals = torch.tensor([p.total for p in beam.running], dtype=torch.float64)
-    ids, logp, sums = row_best(logits, totals.to(logits.device), n, f" at token {length}")
+    ids, logp, sums = row_best(logits, totals.to(float64_home(logits.device)), n, f" at token {length}")
     cut = sums.flatten().topk(min(n, sums.numel())).values[-1]
     row, column = ((sums >= cut) & (sums > -math.inf)).nonzero(as_tuple=True)
     paths = []

@@ -306,7 +306,8 @@ def clarifying_ids(clarify, tokenizer):
     if isinstance(clarify, str):
         if tokenizer is None:
             raise TypeError(f"clarify: {clarify!r} is text, and needs a tokenizer")
-        ids = tuple(tokenizer.encode(clarify))
+        ids, start = list(tokenizer.encode(clarify)), getattr(tokenizer, "start_ids", None) or []
+        ids = tuple(ids[len(start):] if start and ids[:len(start)] == start else ids)
         if not ids: raise ValueError(f"clarify: {clarify!r} is no token")
     elif isinstance(clarify, Integral) and not isinstance(clarify, bool): ids = (int(clarify),)
     else: raise TypeError(f"clarify: {clarify!r} is neither an id nor text")
@@ -442,7 +443,7 @@ def calibrate(
     if not hasattr(config, "typical"):
         raise TypeError(f"config: {type(config).__name__} has nothing typical, not EntropixConfig")
     found = follow(model, texts, attention, layers).measures
-    third, two = torch.tensor([1 / 3, 2 / 3]).double()
+    third, two = torch.tensor([1 / 3, 2 / 3], dtype=torch.float32).double()
     x = six(found, "agreement", config.typical[2:])
     H, V = x[:, 0], x[:, 1]
     cuts = dict(low_ent_thresh=H.quantile(third), high_ent_thresh=H.quantile(two),

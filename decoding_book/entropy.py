@@ -21,7 +21,7 @@ def measures(
     logits,  # (..., V)
 ):           # entropy (...) in bits, varentropy (...) in bits squared
     "Entropy and varentropy from one pass over the logits."
-    z = torch.as_tensor(logits)
+    z = logits if torch.is_tensor(logits) else check_logits(logits)
     if not z.is_cuda: z = check_logits(z)        # on a GPU a check would wait for it
     elif z.ndim == 2 and z.dtype != torch.float64:
         try: return import_module("decoding_book.cuda").measures(z)

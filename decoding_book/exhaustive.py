@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .checks import log_normalizer, whole
+from .checks import float64_home, in_float64, log_normalizer, whole
 from .loop import Result, as_prompts, as_stops, left_pad, new_text, token_texts
 
 # %% ../nbs/05_exhaustive.ipynb #26f9efce
@@ -136,7 +136,8 @@ def next_logprobs(
     where="", # added to the error: which position
 ):            # (..., V) float64 nats, never above zero
     "Log-probabilities of the next token."
-    return (logits.double() - log_normalizer(logits, where).double()[..., None]).clamp(max=0)
+    log_z = in_float64(log_normalizer(logits, where))
+    return (in_float64(logits) - log_z[..., None]).clamp(max=0)
 
 # %% ../nbs/05_exhaustive.ipynb #6ede8064
 def n_largest(
@@ -154,12 +155,14 @@ def n_largest(
 # %% ../nbs/05_exhaustive.ipynb #daf0a61d
 def _levels(model, prompt, length, n_best, ends, batch, bar):
     "The best complete texts as (-sum, ids, log-probabilities), and the rows asked for."
-    ids, total = prompt[None], torch.zeros(1, dtype=torch.float64, device=prompt.device)
+    ids = prompt[None].to(float64_home(prompt.device))
+    total = torch.zeros(1, dtype=torch.float64, device=ids.device)
     steps, best, rows = total[:, None][:, :0], [], 0
     for n in range(1, length + 1):
         parts = []
         for part in ids.split(batch):     # one call a level, unless the level is huge
-            with torch.no_grad(): parts.append(next_logprobs(model(part).logits, f" at token {n}"))
+            with torch.no_grad(): logits = model(part.to(prompt.device)).logits
+            parts.append(next_logprobs(logits, f" at token {n}"))
             bar(len(part))
         logp = torch.cat(parts)
         rows, sums = rows + len(ids), total[:, None] + logp

@@ -8,7 +8,7 @@ __all__ = ['greedy_search', 'repeated_ngrams']
 # %% ../nbs/06_greedy.ipynb #6e59e331
 import torch
 
-from .checks import whole
+from .checks import in_float64, whole
 from .exhaustive import Batch, Hypothesis, search_setup
 from .loop import generate, greedy
 
@@ -24,7 +24,7 @@ def greedy_search(
     search_setup(model, prompt, max_new_tokens, stop, ignore_eos)     # for its checks
     result, found = generate(model, prompt, greedy, max_new_tokens, stop, ignore_eos, 0), []
     for one in (result[i] for i in range(len(result))):
-        logprobs = torch.stack([step.logprobs[0].double() for step in one.steps]).clamp(max=0)
+        logprobs = torch.stack([in_float64(step.logprobs[0]) for step in one.steps]).clamp(max=0)
         total = sum(logprobs.tolist())
         found.append(Hypothesis(one.ids, logprobs, total, total, one.reason in ("eos", "stop"),
                                 one.prompt_ids, model))

@@ -16,7 +16,7 @@ from typing import Callable, Iterator, Protocol, runtime_checkable
 
 import torch
 
-from .checks import check_answer, log_normalizer, whole
+from .checks import check_answer, log_normalizer, text_ids, whole
 
 # %% ../nbs/01_loop.ipynb #02564ff1
 @dataclass
@@ -83,24 +83,16 @@ def greedy(
 # %% ../nbs/01_loop.ipynb #5e860c79
 def _one_prompt(model, prompt, name):
     "One prompt, text or ids, as a checked tensor (T,)."
+    given = prompt
     if isinstance(prompt, str):
         if not hasattr(model, "encode"):
             raise TypeError(f"{name}: {prompt!r} is text, and the model has no tokenizer: give ids")
         prompt = model.encode(prompt)
-    try: ids = torch.as_tensor(prompt.tolist() if hasattr(prompt, "tolist") else prompt)
-    except (TypeError, ValueError, RuntimeError): ids = None
-    if ids is not None and ids.numel() == 0 and ids.ndim == 1:
-        if getattr(model, "start_ids", None) is None:
-            raise ValueError(f"{name}: {prompt!r} is empty, and this model defines no start")
-        ids = torch.tensor(model.start_ids, dtype=torch.long)
-    if ids is None or ids.ndim != 1 or ids.dtype == torch.bool \
-            or ids.is_floating_point() or ids.is_complex():
-        raise TypeError(f"{name}: {prompt!r} is neither text nor a sequence of integer ids")
-    ids = ids.long()
-    for at in ((ids < 0) | (ids >= model.vocab_size)).nonzero()[:1, 0].tolist():
-        raise ValueError(f"{name}: id {ids[at]} at index {at} is outside the vocabulary "
-                         f"0..{model.vocab_size - 1}")
-    return ids
+    ids = text_ids(prompt, model.vocab_size, name)
+    if len(ids): return ids
+    if getattr(model, "start_ids", None) is None:
+        raise ValueError(f"{name}: {given!r} is empty, and this model defines no start")
+    return torch.tensor(model.start_ids, dtype=torch.long)
 
 # %% ../nbs/01_loop.ipynb #a61fe26d
 def as_prompts(
@@ -241,6 +233,22 @@ def _choose(model, prediction, choose, context, alternatives):
     ids = ids.long().clone()                                    # its buffer may be used again
     return draw, ids, own.gather(1, ids[:, None])[:, 0], top_ids[:, :n].clone(), top[:, :n].clone()
 
+# %% ../nbs/01_loop.ipynb #f8de0b24
+def _texts_after(model, prompts, stops):
+    "For each row the text that will grow after its prompt; without a tokenizer it stays empty."
+    decode, encode = getattr(model, "decode", lambda ids: ""), getattr(model, "encode", None)
+    return [_Text(decode, p.tolist(), stops, encode) for p in prompts]
+
+def _note(model, texts, row, chosen, lengths, end_ids, limit, last):
+    "What each row's new token adds to its text, and why the row ends, or None."
+    added, ended = [], []
+    for r, id, length in zip(row.tolist(), chosen.tolist(), lengths.tolist()):
+        why = "eos" if id == model.eos and id in end_ids else "stop" if id in end_ids else None
+        cut = "length" if last else "context" if length >= limit else None
+        added.append(texts[r].grow([] if why else [id], bool(cut), bool(why)))
+        ended.append(why or ("stop" if texts[r].stopped else cut))
+    return added, ended
+
 # %% ../nbs/01_loop.ipynb #1a9f5fb0
 def _stream(model, prompts, choose, max_new_tokens, end_ids, stops, alternatives):
     ids, mask = left_pad(prompts, getattr(model, "device", "cpu"))
@@ -248,25 +256,20 @@ def _stream(model, prompts, choose, max_new_tokens, end_ids, stops, alternatives
     limit = getattr(model, "context", None) or torch.inf
     room = ids.shape[1] + int(min(max_new_tokens, limit))
     cache = model.new_cache(len(ids), room) if hasattr(model, "new_cache") else None
-    decode, encode = getattr(model, "decode", lambda ids: ""), getattr(model, "encode", None)
-    texts = [_Text(decode, p.tolist(), stops, encode) for p in prompts]
-    attend = getattr(choose, "attention", False)
+    texts = _texts_after(model, prompts, stops)
     fed, memory = 0, {}            # columns that the cache already holds; what choosers remember
     for n in range(1, max_new_tokens + 1):
         new_mask = None if mask[:, fed:].all() else mask[:, fed:]
         with torch.no_grad():
-            prediction = model(ids[:, fed:], mask=new_mask, cache=cache, attention=attend)
+            prediction = model(ids[:, fed:], mask=new_mask, cache=cache,
+                               attention=getattr(choose, "attention", False))
         context = Context(ids, mask, given, row, memory)
         draw, chosen, *known = _choose(model, prediction, choose, context, alternatives)
         if cache is not None: fed = ids.shape[1]
         ids = torch.cat([ids, chosen[:, None]], 1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        text, ended = [], []
-        for r, id, length in zip(row.tolist(), chosen.tolist(), mask.sum(1).tolist()):
-            why = "eos" if id == model.eos and id in end_ids else "stop" if id in end_ids else None
-            cut = "length" if n == max_new_tokens else "context" if length >= limit else None
-            text.append(texts[r].grow([] if why else [id], bool(cut), bool(why)))
-            ended.append(why or ("stop" if texts[r].stopped else cut))
+        last = n == max_new_tokens
+        text, ended = _note(model, texts, row, chosen, mask.sum(1), end_ids, limit, last)
         yield Step(row, chosen, *known, draw, text, ended)
         keep = [j for j, why in enumerate(ended) if why is None]
         if not keep: return
@@ -288,7 +291,8 @@ def stream(
     "Decode, yielding each position as soon as it is chosen."
     prompts, _ = as_prompts(model, prompt)
     if not callable(choose): raise TypeError(f"choose: {choose!r} is not callable")
-    n, alternatives = whole("max_new_tokens", max_new_tokens), whole("alternatives", alternatives, 0)
+    n = whole("max_new_tokens", max_new_tokens)
+    alternatives = whole("alternatives", alternatives, 0)
     limit = getattr(model, "context", None)
     for i, p in enumerate(prompts):
         if limit and len(p) >= limit:
@@ -367,10 +371,10 @@ class Result:
             repr(own), own._repr_html_()                       # what is asked now is known later
         return super(Result, own).__reduce_ex__(protocol)
 
-# %% ../nbs/01_loop.ipynb #d8f1f3b5
+# %% ../nbs/01_loop.ipynb #55f084ee
 @dataclass(repr=False, eq=False)
-class Generation(Result):
-    "What a decode produced: a value for a single prompt, a list of values for several."
+class _Record(Result):
+    "The steps of a decode, read row by row."
     model: object                 # whose texts these are; saved, only `KnownTexts` stay of it
     prompts: list                 # id tensors (T_i,)
     single: bool = False          # was one prompt given, not a list
@@ -382,7 +386,6 @@ class Generation(Result):
         for step in self.steps:
             for j, r in enumerate(step.row.tolist()): rows[r].append(of(step, j))
         return rows
-
     def _unwrap(self, rows): return rows[0] if self.single else rows
 
     @property
@@ -398,6 +401,10 @@ class Generation(Result):
         dtype = self.steps[0].logprobs.dtype if self.steps else torch.float32
         rows = self._rows(lambda s, j: s.logprobs[j].item())
         return self._unwrap([torch.tensor(r, dtype=dtype) for r in rows])
+
+# %% ../nbs/01_loop.ipynb #18f39984
+class _Texts(_Record):
+    "The texts of a decode, and why they end."
     @property
     def text(self):
         "The new text: no end mark, cut before a stop string."
@@ -422,6 +429,9 @@ class Generation(Result):
         rows = self._rows(lambda s, j: s.ended[j])
         return [r[-1] if r and r[-1] else "interrupted" for r in rows]
 
+# %% ../nbs/01_loop.ipynb #d8f1f3b5
+class Generation(_Texts):
+    "What a decode produced: a value for a single prompt, a list of values for several."
     def __len__(self): return len(self.prompts)
     def __getitem__(self, i):
         "Row `i` as a generation of its own."
@@ -502,7 +512,7 @@ def score(
         ids, mask = torch.nn.functional.pad(ids, (1, 0)), torch.nn.functional.pad(mask, (1, 0))
     cache = model.new_cache(*ids.shape) if hasattr(model, "new_cache") else None
     last = ids.shape[1] - 1                                   # its prediction is not needed
-    out = torch.full(ids.shape, torch.nan, dtype=torch.float64, device=ids.device)
+    parts = []
     for a in range(0, last, max(last, 1) if cache is None else chunk):
         b = min(a + chunk, last) if cache is not None else last
         new_mask = None if mask[:, :b].all() else mask[:, a:b]
@@ -513,6 +523,8 @@ def score(
         log_normalizer(logits.masked_fill(~known[..., None], 0), f" (row, position from {a})")
         z = logits.log_softmax(-1, dtype=None if logits.dtype == torch.float64 else torch.float32)
         found = z.gather(2, ids[:, a + 1:b + 1, None])[..., 0]
-        out[:, a + 1:b + 1][known] = found[known].double()
+        parts.append(found.where(known, torch.nan))
+    none = torch.full((len(ids), 1), torch.nan, dtype=torch.float32, device=ids.device)
+    out = torch.cat([none.to(parts[0].dtype) if parts else none, *parts], 1)
     out = torch.stack([r.roll(int(m.sum()) - len(m)) for r, m in zip(out, mask)])
-    return out[:, :ids.shape[1] - begins].to(z.dtype if last > 0 else torch.float32)
+    return out[:, :ids.shape[1] - begins]

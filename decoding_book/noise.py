@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .checks import check_logits, exact_device, key_part
+from .checks import check_logits, in_float64, key_part
 
 # %% ../nbs/08_noise.ipynb #003daed7
 def inverse_cdf(
@@ -119,10 +119,10 @@ LOG_SERIES = (6.666666666666735130e-01, 3.999999999940941908e-01, 2.857142874366
 
 # %% ../nbs/08_noise.ipynb #baa58f43
 def float64(
-    x,  # a torch tensor on any device, or what NumPy makes an array of
-):      # the same values in float64: a torch tensor on its `exact_device`, or a NumPy array
+    x,  # a torch tensor, or what NumPy makes an array of
+):      # the same values in float64: a tensor (on the CPU if its device has none), or an array
     "Numbers for exact arithmetic."
-    return x.to(exact_device(x)).double() if torch.is_tensor(x) else np.asarray(x, np.float64)
+    return in_float64(x) if torch.is_tensor(x) else np.asarray(x, np.float64)
 
 # %% ../nbs/08_noise.ipynb #ee128cff
 def exact_log(
@@ -164,7 +164,7 @@ def gumbel(
 def gumbel_max(
     logits,  # (V,) or (B, V); removed tokens are -inf
     key,     # a `Key`
-):           # ids () or (B,), on the `exact_device` of the logits
+):           # ids () or (B,)
     "Draw from softmax(logits): the largest logit plus noise, the lower id among equals."
     z = check_logits(logits)
     if z.ndim > 2: raise ValueError(f"logits: shape {tuple(z.shape)}, expected (V,) or (B, V)")

@@ -13,7 +13,7 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 
-from .temperature import check_logits, per_row
+from .checks import check_logits, in_float64, per_row
 
 # %% ../nbs/12_penalties.ipynb #32df050f
 def check_history(
@@ -85,7 +85,7 @@ def repetition_penalty(
     z = check_logits(logits)
     theta = per_row("theta (repetition_penalty)", theta, z, low=0, open_low=True)
     seen = token_counts(ids, z, mask) > 0
-    t = theta.to(z.dtype)
+    t = theta.to(z.dtype).to(z.device)
     new = torch.where(z > 0, z / t, z * t).where(seen & z.isfinite(), z)
     return _in_range("theta (repetition_penalty)", theta, z, new)
 
@@ -99,7 +99,8 @@ def frequency_penalty(
     "z - alpha * (how often the token was said)."
     z = check_logits(logits)
     alpha = per_row("alpha (frequency_penalty)", alpha, z)
-    new = (z - (alpha * token_counts(ids, z, mask)).to(z.dtype)).where(z.isfinite(), z)
+    less = (alpha * in_float64(token_counts(ids, z, mask))).to(z.dtype).to(z.device)
+    new = (z - less).where(z.isfinite(), z)
     return _in_range("alpha (frequency_penalty)", alpha, z, new)
 
 # %% ../nbs/12_penalties.ipynb #8bde645e
@@ -112,7 +113,8 @@ def presence_penalty(
     "z - beta if the token was said."
     z = check_logits(logits)
     beta = per_row("beta (presence_penalty)", beta, z)
-    new = (z - (beta * (token_counts(ids, z, mask) > 0)).to(z.dtype)).where(z.isfinite(), z)
+    less = (beta * in_float64(token_counts(ids, z, mask) > 0)).to(z.dtype).to(z.device)
+    new = (z - less).where(z.isfinite(), z)
     return _in_range("beta (presence_penalty)", beta, z, new)
 
 # %% ../nbs/12_penalties.ipynb #4b149cb6
@@ -177,7 +179,7 @@ def bias_vector(
         raise TypeError(f"logit_bias: {bias.dtype} is not a number type")
     for at in (bias.isnan() | (bias == torch.inf)).nonzero()[:1].tolist():
         raise ValueError(f"logit_bias: {bias[tuple(at)].item()} at {at} is neither finite nor -inf")
-    return bias.double()
+    return in_float64(bias)
 
 # %% ../nbs/12_penalties.ipynb #200834f3
 def logit_bias(
@@ -186,12 +188,13 @@ def logit_bias(
 ):           # (..., V), float32 at least
     "Add a number to some logits, the same at every position."
     z = check_logits(logits)
-    bias = bias_vector(bias, z.shape[-1]).to(z.device)
+    bias = bias_vector(bias, z.shape[-1])
     if bias.shape not in (z.shape[-1:], z.shape):
         raise ValueError(f"logit_bias: shape {tuple(bias.shape)}, expected {tuple(z.shape[-1:])} "
                          f"or {tuple(z.shape)}")
-    ban = (bias == -torch.inf).expand(z.shape)
-    new = _in_range("logit_bias", bias, z, (z + bias.to(z.dtype)).where(~ban & z.isfinite(), z))
+    ban = (bias == -torch.inf).to(z.device).expand(z.shape)
+    moved = (z + bias.to(z.dtype).to(z.device)).where(~ban & z.isfinite(), z)
+    new = _in_range("logit_bias", bias, z, moved)
     return _some_left("logit_bias", bias, new.where(~ban, -torch.inf))
 
 # %% ../nbs/12_penalties.ipynb #f447d6f7

@@ -6,8 +6,9 @@
 __all__ = ['PALETTE', 'UNDERLINES', 'MARKS', 'SPOKEN', 'TEXT_CSS', 'CARD_CSS', 'PLACE_CSS', 'STYLE', 'LEGEND', 'CARD', 'COLUMNS',
            'surprisal', 'level', 'level_css', 'mark', 'token_name', 'html_text', 'token_face', 'spoken', 'percent',
            'bit_text', 'choices', 'popup', 'token_span', 'plain', 'check_logprob', 'check_lengths', 'tokens_html',
-           'view', 'rows_html', 'figure_style', 'new_axes', 'bars', 'check_probabilities', 'draw_bars', 'heat',
-           'check_matrix', 'print_values', 'label_axes', 'stage_texts', 'trace_html', 'draw_stage', 'trace_figure']
+           'view', 'rows_html', 'figure_style', 'new_axes', 'bars', 'check_probabilities', 'number_format', 'draw_bars',
+           'heat', 'check_matrix', 'text_on', 'print_values', 'label_axes', 'in_words', 'stage_texts', 'trace_html',
+           'draw_stage', 'trace_figure']
 
 # %% ../nbs/A_show.ipynb #6042b07f
 import math
@@ -345,6 +346,19 @@ def check_probabilities(
             raise ValueError(f"probabilities[{i}] is {value}: expected a number from 0 to 1")
     return p
 
+# %% ../nbs/A_show.ipynb #b39b9a38
+def number_format(
+    values,  # floats; infinite ones and NaN do not count
+):           # a function from a float to its text
+    "How to write the numbers of one figure: all with as many decimals as the largest needs."
+    largest = max((abs(x) for x in values if math.isfinite(x)), default=0)
+    places = max(0, 2 - math.floor(math.log10(largest))) if largest else 0
+    def text(x):
+        if not isinstance(x, float) or not math.isfinite(x): return f"{x}"
+        tiny = x and not float(f"{x:.{places}f}")
+        return f"{'>-' if x < 0 else '<'}{10 ** -places:.{places}f}" if tiny else f"{x:.{places}f}"
+    return text
+
 # %% ../nbs/A_show.ipynb #be5adeb7
 def draw_bars(
     ax,     # Axes
@@ -354,10 +368,11 @@ def draw_bars(
     title,  # text above, or None
 ):          # the Axes
     "Draw checked values: bars, names, a number at each end."
+    number = number_format(p)
     for i, (value, kept) in enumerate(zip(p, keep)):
         look = {"color": PALETTE["blue"]} if kept else {"color": "#eee", "hatch": "////"}
         ax.barh(i, value, edgecolor="none" if kept else "#888", **look)
-        ax.text(value, i, f" {value:.3g}" + ("" if kept else " removed"), va="center",
+        ax.text(value, i, f" {number(value)}" + ("" if kept else " removed"), va="center",
                 color="#111" if kept else "#666")
     ax.set_yticks(range(len(p)), [word.replace("$", r"\$") for word in words])
     ax.invert_yaxis()
@@ -402,6 +417,17 @@ def check_matrix(
             raise ValueError(f"{what} has length {len(names)}, but matrix needs {n}")
     return rows
 
+# %% ../nbs/A_show.ipynb #4d98df43
+def text_on(
+    colour,  # as matplotlib takes it: a name, "#E69F00", three numbers
+) -> str:    # "black" or "white"
+    "The colour of text that is easier to read on `colour`, by the contrast of WCAG 2."
+    from matplotlib.colors import to_rgb
+    red, green, blue = (c / 12.92 if c <= .04045 else ((c + .055) / 1.055) ** 2.4
+                        for c in to_rgb(colour))
+    light = .2126 * red + .7152 * green + .0722 * blue
+    return "black" if (light + .05) / .05 > 1.05 / (light + .05) else "white"
+
 # %% ../nbs/A_show.ipynb #10832bce
 def print_values(
     ax,     # Axes of the heat map
@@ -409,11 +435,11 @@ def print_values(
     image,  # what `imshow` returned: it knows how dark a cell is
 ):
     "Write each value into its cell, light on dark cells and dark on light ones."
+    number = number_format([x for row in rows for x in row])
     for i, row in enumerate(rows):
         for j, x in enumerate(row):
-            dark = math.isfinite(x) and image.norm(x) < .45
-            text = f"{x:.3g}" if isinstance(x, float) and math.isfinite(x) else f"{x}"
-            ax.text(j, i, text, ha="center", va="center", color="white" if dark else "black")
+            ground = image.cmap(image.norm(x)) if math.isfinite(x) else "white"
+            ax.text(j, i, number(x), ha="center", va="center", color=text_on(ground))
 
 # %% ../nbs/A_show.ipynb #eb584ab7
 def label_axes(
@@ -431,6 +457,17 @@ def label_axes(
         ax.tick_params(axis="x", rotation=90)
     if title: ax.set_title(title, parse_math=False)
     return ax
+
+# %% ../nbs/A_show.ipynb #df7b1e41
+def in_words(
+    svg: str,  # a drawing, its marks with a `<title>` each
+) -> str:      # HTML: a fold with all the titles, nothing if there is none
+    "What the marks of a drawing say on hover, for those who touch, type or listen."
+    titles = [part.split("</title>")[0].strip() for part in svg.split("<title>")[1:]]
+    if not titles: return ""
+    lines = "<br>".join(titles)
+    return (f'<details style="font-size:.85em"><summary>The {len(titles)} marks in words</summary>'
+            f'<p style="columns:15em;overflow-wrap:anywhere">{lines}</p></details>')
 
 # %% ../nbs/A_show.ipynb #ed0b3f1c
 def stage_texts(
@@ -476,6 +513,7 @@ def draw_stage(
         if not value: ax.text(0, i, " ×", va="center")
     ax.set_title(f"{stage.name}\n{stage.bits:.2f} bits", fontsize=9)
 
+# %% ../nbs/A_show.ipynb #148cde58
 def trace_figure(
     stages,      # see `stage_texts`
     words=None,  # V names; None: ids

@@ -21,8 +21,8 @@ def temperature(
     T = per_row("T (temperature)", T, z, low=0)
     best, first = z.max(-1, keepdim=True)
     limits = torch.finfo(z.dtype)
-    t = T.clamp(limits.smallest_normal, limits.max).to(z.dtype)
+    t = T.clamp(limits.smallest_normal, limits.max).to(z.dtype).to(z.device)
     shift = best.where((best / t).isinf(), 0)
     scaled = ((z - shift) / t).clamp(min=limits.min).where(z > -torch.inf, z)
     is_first = torch.arange(z.shape[-1], device=z.device) == first
-    return torch.where(T > 0, scaled, z.where(is_first, -torch.inf))
+    return torch.where((T > 0).to(z.device), scaled, z.where(is_first, -torch.inf))

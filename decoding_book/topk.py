@@ -8,7 +8,7 @@ __all__ = ['top_k']
 # %% ../nbs/10_topk.ipynb #fd810cd0
 import torch
 
-from .temperature import check_logits, per_row
+from .checks import check_logits, per_row
 
 # %% ../nbs/10_topk.ipynb #acc88c50
 def top_k(

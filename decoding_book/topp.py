@@ -59,14 +59,16 @@ def ranked_prefix(
     boundary="include",  # include: mass >= p; exceed: mass > p; exclude: without the crossing token
 ):                       # (..., V) bool, by id
     "The tokens of the shortest prefix of `order` that holds a share `p`."
-    mass = float64(weights).gather(-1, order).cumsum(-1)
+    weights = float64(weights)
+    home, order = order.device, order.to(weights.device)          # see `in_float64`
+    mass = weights.gather(-1, order).cumsum(-1)
     before = torch.nn.functional.pad(mass[..., :-1], (1, 0))      # ranked above each token
     line = p * mass[..., -1:]
     if boundary == "include": keep = before < line
     elif boundary == "exceed": keep = before <= line
     elif boundary == "exclude": keep = (mass <= line).index_fill(-1, order.new_zeros(1), True)
     else: raise ValueError(f"boundary: {boundary!r} is not one of 'include', 'exceed', 'exclude'")
-    return torch.zeros_like(keep).scatter(-1, order, keep | (p >= 1))
+    return torch.zeros_like(keep).scatter(-1, order, keep | (p >= 1)).to(home)
 
 # %% ../nbs/11_topp.ipynb #b67df981
 def top_p_mask(
@@ -81,7 +83,7 @@ def top_p_mask(
     if isinstance(probabilities, (list, tuple)):                      # Python's floats, unrounded
         q = torch.tensor(probabilities, dtype=torch.float64)
     p = per_row("p (top_p)", p, q, low=0, high=1, open_low=True)
-    total = q.double().sum(-1)
+    total = float64(q).sum(-1)
     bad = ~((total - 1).abs() < 1e-2) | (q < 0).any(-1)
     for at in bad.nonzero()[:1].tolist():
         raise ValueError(
@@ -115,4 +117,5 @@ def min_p(
     z = check_logits(logits)
     m = per_row("m (min_p)", m, z, low=0, high=1)
     line = exact_log(m).where(m > 0, -torch.inf)
-    return z.where(float64(z - z.amax(-1, keepdim=True)) >= line, -torch.inf)
+    keep = float64(z - z.amax(-1, keepdim=True)) >= line
+    return z.where(keep.to(z.device), -torch.inf)

@@ -7,11 +7,10 @@ __all__ = ['TableModel', 'six_words', 'sequence_law']
 
 # %% ../nbs/02_toy.ipynb #376ef748
 import math
-from numbers import Integral
 
 import torch
 
-from .checks import whole
+from .checks import one_of, text_ids, whole
 from .loop import Prediction, as_prompts, as_stops
 
 # %% ../nbs/02_toy.ipynb #8bb3c517
@@ -69,11 +68,8 @@ class TableModel:
             raise ValueError(f"words: {self.words} are not {self.vocab_size} different names")
         if not all(isinstance(w, str) and w.split() == [w] for w in self.words):
             raise ValueError(f"words: {self.words} are not words without blanks")
-        self.eos = self.words.index(eos) if isinstance(eos, str) and eos in self.words else eos
-        if eos is not None and (isinstance(self.eos, bool) or not isinstance(self.eos, Integral)
-                                or not 0 <= self.eos < self.vocab_size):
-            raise ValueError(f"eos: {eos!r} is neither a word nor an id "
-                             f"from 0 to {self.vocab_size - 1}")
+        if isinstance(eos, str): eos = self.words.index(one_of("eos", eos, self.words))
+        self.eos = eos if eos is None else whole("eos", eos, 0, self.vocab_size - 1)
 
     def _after(self, prefix):
         "Logits (B, V) after texts (B, n)."
@@ -109,10 +105,7 @@ class TableModel:
 
     def decode(self, ids):
         "The words of some ids, separated by blanks."
-        for i in ids:
-            if not 0 <= i < self.vocab_size:
-                raise ValueError(f"ids: {i} is outside the vocabulary 0..{self.vocab_size - 1}")
-        return " ".join(self.words[i] for i in ids)
+        return " ".join(self.words[i] for i in text_ids(ids, self.vocab_size).tolist())
 
 # %% ../nbs/02_toy.ipynb #c332a324
 _SIX = {   #            cold coffee  I   like water stop

@@ -5,31 +5,26 @@
 # %% auto #0
 __all__ = ['scaled_scores', 'visible', 'SelfAttention', 'FeedForward', 'Block', 'sinusoids', 'row_numbers', 'KVCache',
            'GPTConfig', 'GPT', 'play_files', 'scenes', 'shakespeare', 'pack', 'batch', 'text_loss', 'held_out_loss',
-           'initialise', 'Adam', 'clip_gradient', 'learning_rate', 'save_checkpoint', 'load_checkpoint', 'Recipe',
-           'Trainer', 'fingerprint', 'cache_folder', 'alone', 'one_thread', 'new_training', 'load_gpt']
+           'initialise', 'Adam', 'clip_gradient', 'learning_rate', 'Recipe', 'Trainer', 'new_training', 'load_gpt']
 
 # %% ../nbs/03_transformer.ipynb #7591e12a
-import ast
 import hashlib
-import json
 import math
 import os
 import re
-import warnings
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from dis import get_instructions
 from importlib import metadata
-from inspect import getsource, unwrap
 from pathlib import Path
-from textwrap import dedent
 from time import process_time
-from types import CodeType, SimpleNamespace
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .checkpoints import (alone, cache_folder, fingerprint, load_checkpoint,
+                                       one_thread, save_checkpoint, usable_checkpoint)
+from .checks import text_ids
 from .loop import Prediction
 
 # %% ../nbs/03_transformer.ipynb #ba1e4650
@@ -101,7 +96,7 @@ def sinusoids(
     width,     # numbers a position, even
 ):             # (length, width)
     "Positions as sines and cosines, each pair slower than the one before."
-    slowing = 10000 ** (torch.arange(0, width, 2) / width)
+    slowing = 10000 ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
     angles = torch.arange(length)[:, None] / slowing
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
 
@@ -200,6 +195,7 @@ class GPT(nn.Module):
         self.register_buffer("positions", sinusoids(config.context, config.width), persistent=False)
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
         self.head = nn.Linear(config.width, self.vocab_size)
+        self.float()                                       # whatever torch's default dtype is
 
     def forward(self, ids, mask=None, cache=None, last_only=True, attention=False):
         B, T = ids.shape
@@ -242,10 +238,8 @@ class GPT(nn.Module):
 
     def decode(self, ids):
         "The text of ids. The end is silent; a start that follows opens a new paragraph."
-        ids, names = [int(i) for i in ids], ["\n\n", "", *self.config.chars]
-        for i in ids:
-            if not 0 <= i < self.vocab_size:
-                raise ValueError(f"ids: {i} is outside the vocabulary 0..{self.vocab_size - 1}")
+        ids = text_ids(ids, self.vocab_size).tolist()
+        names = ["\n\n", "", *self.config.chars]
         return "".join(names[i] for i in (ids[1:] if ids[:1] == [self.start] else ids))
 
 # %% ../nbs/03_transformer.ipynb #071c8594
@@ -333,7 +327,8 @@ def held_out_loss(
 ):                # nats a character
     "Loss over stretches as long as the context, side by side."
     n = (len(ids) - 1) // model.context
-    at = torch.arange(n) if rows is None else torch.linspace(0, n - 1, min(rows, n)).long()
+    if rows is None: at = torch.arange(n)
+    else: at = torch.linspace(0, n - 1, min(rows, n), dtype=torch.float32).long()
     stretches = ids[(at * model.context)[:, None] + torch.arange(model.context + 1)]
     total = sum(text_loss(model, part, "sum").item() for part in stretches.split(16))
     return total / (stretches[:, 1:] != model.start).sum().item()
@@ -395,50 +390,6 @@ def learning_rate(
     "Straight up to the peak, then down to zero along half a cosine."
     if step < warmup: return peak * (step + 1) / warmup
     return peak * .5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-# %% ../nbs/03_transformer.ipynb #f70f3890
-def _safetensors():
-    try: import safetensors, safetensors.torch
-    except ImportError as error:
-        raise ImportError("Checkpoints need the package safetensors. Run: "
-                          "pip install 'decoding_book[model]'") from error
-    return safetensors
-
-def _checksum(tensors):
-    parts = [name.encode() + bytes(t.numpy().tobytes()) for name, t in sorted(tensors.items())]
-    return hashlib.sha256(b"".join(parts)).hexdigest()
-
-# %% ../nbs/03_transformer.ipynb #5116c7df
-def save_checkpoint(
-    path,       # replaced, or left as it was
-    tensors,    # {name: tensor}
-    facts,      # what JSON can hold
-):
-    "Write tensors and facts to one file, whole or not at all."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    notes = {"facts": json.dumps(facts), "sha256": _checksum(tensors)}
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        _safetensors().torch.save_file(tensors, beside, notes)
-        os.replace(beside, path)
-    finally: beside.unlink(missing_ok=True)
-
-# %% ../nbs/03_transformer.ipynb #af04e759
-def load_checkpoint(
-    path,    # a file that `save_checkpoint` wrote
-):           # the tensors and the facts
-    "Read a checkpoint; a ValueError says what is wrong with a damaged one."
-    library = _safetensors()
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: there is no such checkpoint")
-    try:
-        with library.safe_open(str(path), "pt") as file:
-            notes, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
-        if notes["sha256"] != _checksum(tensors): raise ValueError("its numbers have changed")
-        return tensors, json.loads(notes["facts"])
-    except (library.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged, or no checkpoint of this book: {error}") from error
 
 # %% ../nbs/03_transformer.ipynb #fcc0c1ad
 @dataclass(frozen=True)
@@ -547,71 +498,6 @@ def _loss_bar(trainer):
             bar.set_postfix_str(f"loss {trainer.losses[-1]:.3f}", refresh=False)
             bar.update()
 
-# %% ../nbs/03_transformer.ipynb #d90a7149
-def _globals(code):
-    "The global names that a code object uses, and those nested in it."
-    used = [i.argval for i in get_instructions(code) if i.opname == "LOAD_GLOBAL"]
-    inner = [part for part in code.co_consts if isinstance(part, CodeType)]
-    return used + [name for part in inner for name in _globals(part)]
-
-def _tree(function):
-    "The syntax of a function as text, without comments and docstring."
-    definition = ast.parse(dedent(getsource(function))).body[0]
-    if ast.get_docstring(definition) is not None: del definition.body[0]
-    return ast.dump(definition)
-
-# %% ../nbs/03_transformer.ipynb #1853dacf
-def fingerprint(
-    *things,    # functions and classes
-):              # a hash, the same in a notebook and in the module that it exports
-    "A hash of the source of functions and classes, and of all in this module that they use."
-    digest, todo, seen = hashlib.sha256(), list(things), []
-    for thing in todo:                                           # the list grows on the way
-        if any(thing is other for other in seen): continue
-        seen.append(thing)
-        if isinstance(thing, type):
-            numbers = [(n, v) for n, v in vars(thing).items() if isinstance(v, (int, float))]
-            digest.update(repr(numbers).encode())
-            todo += [getattr(v, "fget", v) for v in vars(thing).values() if not isinstance(v, type)]
-        function = unwrap(thing) if callable(thing) else None   # without @torch.no_grad()
-        code = getattr(function, "__code__", None)
-        if code is None or code.co_filename == "<string>": continue          # written by @dataclass
-        digest.update(_tree(function).encode())
-        used = [function.__globals__.get(name) for name in _globals(code)]
-        todo += [u for u in used if getattr(u, "__module__", None) == function.__module__]
-    return digest.hexdigest()
-
-# %% ../nbs/03_transformer.ipynb #ea2c731a
-def cache_folder(
-    folder=None,    # None: $DECODING_BOOK_CACHE, or ~/.cache/decoding_book
-):
-    "Where trained weights are kept."
-    folder = folder or os.environ.get("DECODING_BOOK_CACHE")
-    return Path(folder) if folder else Path.home() / ".cache" / "decoding_book"
-
-# %% ../nbs/03_transformer.ipynb #97326e2e
-@contextmanager
-def alone(
-    path,    # of a file that others may want to make too
-):
-    "Wait until no other process on this machine is making `path`."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try: import fcntl
-    except ImportError:              # no such locks: at worst two processes do the same work
-        yield
-        return
-    with open(path.with_suffix(".lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-@contextmanager
-def one_thread():
-    "Sums in one order: the same losses whatever the number of threads."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(threads)
-
 # %% ../nbs/03_transformer.ipynb #b30db392
 def new_training(
     recipe=None,    # a `Recipe`
@@ -632,16 +518,6 @@ def new_training(
     unfinished = path.with_name(f"gpt-{key}.unfinished.safetensors")
     return Trainer(model, ids, held, recipe, unfinished), path
 
-# %% ../nbs/03_transformer.ipynb #83b30386
-def _usable(path):
-    "The checkpoint at `path`, or None; a damaged one is set aside with a warning."
-    if not path.exists(): return None
-    try: return load_checkpoint(path)
-    except ValueError as error:
-        aside = path.with_suffix(".damaged")
-        os.replace(path, aside)
-        warnings.warn(f"{error}. It is kept as {aside.name}, and the model is trained again.")
-
 # %% ../nbs/03_transformer.ipynb #e343ee0c
 def load_gpt(
     recipe=None,    # a `Recipe`
@@ -653,8 +529,8 @@ def load_gpt(
     trainer, path = new_training(recipe, texts, config, folder)
     model, fresh = trainer.model, False
     with alone(path), one_thread():
-        if (found := _usable(path)) is None:
-            _usable(trainer.path)
+        if (found := usable_checkpoint(path)) is None:
+            usable_checkpoint(trainer.path)
             started, fresh = process_time(), True
             trainer.run()
             seconds = process_time() - started

@@ -10,7 +10,7 @@ __all__ = ['TREE_CSS', 'COLUMN', 'THIN', 'LINES', 'STEP', 'BOX', 'ROW', 'branche
 import math
 from html import escape
 
-from .show import PALETTE, percent, token_name
+from .show import PALETTE, in_words, percent, token_name
 
 # %% ../nbs/A_trees.ipynb #a2631d27
 def branches(
@@ -86,7 +86,7 @@ def figure(body, width, height, label, caption, fixed=False):
     return (f'{TREE_CSS}<div class="dt tex2jax_ignore mathjax_ignore" role="figure" '
             f'aria-label="{escape(label)}"{tab}>{note}'
             f'<svg viewBox="0 0 {width:g} {height:g}" {size} '
-            f'xmlns="http://www.w3.org/2000/svg">{body}</svg></div>')
+            f'xmlns="http://www.w3.org/2000/svg">{body}</svg>{in_words(body)}</div>')
 
 # %% ../nbs/A_trees.ipynb #c699d596
 COLUMN = 58   # width of a word's column, in pixels

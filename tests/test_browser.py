@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +76,7 @@ LOOK = """({
   cut: [...document.querySelectorAll('main .cell-output, main .cell-output *:not(svg *), main .math.display')]
     .filter(box => box.clientWidth && box.scrollWidth > box.clientWidth + 1)
     .filter(box => {
+      if (box.closest('.cell-output pre:not(.columns)')) return true;   // text wraps
       for (let e = box; e && !e.matches('main'); e = e.parentElement)
         if (/auto|scroll/.test(getComputedStyle(e).overflowX)) return e.tabIndex < 0;
       return true; })
@@ -275,3 +277,30 @@ def test_the_search_index_is_the_same_in_both_forms(site):
     data = json.loads((site / "search.json").read_text(encoding="utf-8"))
     script = (site / "search.json.js").read_text(encoding="utf-8")
     assert json.loads(script.removeprefix("window.searchIndex = ").rstrip(";\n")) == data
+
+
+# It takes minutes for all pages. These have every kind of thing between them; the contrast of thousands of spans takes
+# most of the time, and all pages have the same colours.
+KINDS = {"index", "references", "notation", "toy", "trees", "benchmarks"}
+CONTRASTS = {"references", "notation"}
+AXE = """async ([contrast, code]) => {
+  const found = await axe.run({exclude: code ? [] : [['pre'], ['.katex']]},
+    {resultTypes: ['violations'], rules: {'color-contrast': {enabled: contrast}}});
+  return found.violations.filter(v => ['serious', 'critical'].includes(v.impact)).flatMap(
+    v => v.nodes.map(node => `${v.id}: ${node.target} ${node.failureSummary}`)); }"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_on_any_page(browser, address, site, full, scheme):
+    package = pytest.importorskip("axe_playwright_python", reason="pip install axe-playwright-python")
+    engine = (Path(package.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    context, found = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900}), []
+    for name in sorted(p.stem for p in site.glob("*.html")):
+        if not full and name not in (KINDS if scheme == "light" else CONTRASTS): continue
+        page = context.new_page()
+        page.goto(f"{address}/{name}.html")
+        page.evaluate(engine)
+        found += [f"{name}: {line}" for line in page.evaluate(AXE, [full or name in CONTRASTS, full])]
+        page.close()
+    context.close()
+    assert not found, "\n".join(found)

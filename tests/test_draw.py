@@ -7,12 +7,9 @@ import pytest
 import torch
 
 import reference
-from decoding_book.checks import exact_device
-from decoding_book.noise import Key, exact_log, float64, gumbel_max, gumbel_of
+from decoding_book.noise import Key, exact_log, gumbel_of
 from decoding_book.sampler import Sampler, draw
-from decoding_book.temperature import temperature
-from decoding_book.topk import top_k
-from decoding_book.topp import exact_exp, min_p, top_p, top_p_mask, whole_weights
+from decoding_book.topp import exact_exp
 from reference import KINDS, LONG, SIZES, TYPES
 
 
@@ -129,50 +126,3 @@ def test_the_recorded_rows_hold_what_they_should():
         one_less += w[: kept - 1].sum() == np.nextafter(params["top_p"], 0) * w.sum()
         tied += kept < len(order) and s[order[kept - 1]] == s[order[kept]]
     assert met > 5 and one_less > 3 and tied > 5
-
-
-# ---------------------------------------------------------------- devices without float64
-
-
-class Apple(torch.Tensor):
-    "A tensor that says it is on Apple's GPU and refuses float64; on the CPU it is ordinary."
-
-    device = torch.device("mps")
-
-    @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        plain = [x for x in (*args, *kwargs.values()) if isinstance(x, (torch.device, torch.dtype))]
-        if func is torch.Tensor.to and torch.device("cpu") in plain:
-            return args[0].as_subclass(torch.Tensor)
-        if torch.float64 in plain or func is torch.Tensor.double:
-            raise TypeError("MPS has no float64")
-        return super().__torch_function__(func, types, args, kwargs)
-
-
-def test_without_float64_the_cpu_does_the_exact_part():
-    rng = torch.Generator().manual_seed(0)
-    z, ids = 3 * torch.randn(4, 50, generator=rng), torch.randint(0, 50, (4, 3), generator=rng)
-    there, sampler = (
-        z.as_subclass(Apple),
-        Sampler(temperature=0.8, top_k=20, top_p=0.9, min_p=0.02, repetition_penalty=1.2),
-    )
-    with pytest.raises(TypeError, match="no float64"):
-        there.double()
-    for here, away in [
-        (f(z), f(there))
-        for f in (
-            lambda z: top_p(z, 0.9),
-            lambda z: min_p(z, 0.1),
-            lambda z: temperature(z, 0.7),
-            lambda z: top_k(z, 5),
-            lambda z: sampler.distribution(z, ids),
-            lambda z: gumbel_max(z, Key(3)),
-            lambda z: whole_weights(z),
-            lambda z: top_p_mask(z.softmax(-1), 0.9),
-        )
-    ]:
-        assert away.device.type == "cpu" and here.equal(away)
-    bits = torch.arange(9)
-    assert float64(bits.as_subclass(Apple)).equal(bits.double())
-    assert exact_device(there) == torch.device("cpu") and exact_device(z) == z.device

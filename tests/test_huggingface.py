@@ -4,7 +4,7 @@ import torch
 from benchmarks.common import reference_weights, transformers_peer
 
 from decoding_book.huggingface import HuggingFace
-from decoding_book.loop import generate, left_pad
+from decoding_book.loop import Draw, generate, left_pad, stream
 from decoding_book.smollm import SmolLM2, weights_path
 
 TOLERANCE = 2e-4
@@ -82,3 +82,131 @@ def test_the_adapter_refuses(tiny):
     tiny(torch.ones(1, 2, dtype=torch.long), cache=cache)
     with pytest.raises(ValueError, match="rows: "):
         cache.reorder([1])
+
+
+def words(before="", after=""):
+    "A tokenizer of six words, with marks before and after a text as a template says."
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+    vocab = {w: i for i, w in enumerate(["<s>", "</s>", "a", "b", "c", "?"])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    marks = [(m, vocab[m]) for m in (before, after) if m]
+    if marks:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{before} $A {after}".strip(), special_tokens=marks)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+def llama(**more):
+    from transformers import LlamaConfig, LlamaForCausalLM
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=6, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                                        num_attention_heads=2, **more))
+
+
+@pytest.mark.parametrize("before, after, start", [("<s>", "", [0]), ("<s>", "</s>", [0]), ("", "</s>", None),
+                                                  ("", "", None)])
+def test_a_text_starts_as_the_tokenizer_starts_it_and_goes_on(before, after, start):
+    adapter = HuggingFace(llama(), words(before, after))
+    assert adapter.start_ids == start and adapter.encode("a b") == (start or []) + [2, 3]
+    assert generate(adapter, "a b", max_new_tokens=1).prompt_ids.tolist() == adapter.encode("a b")
+    if start is None:
+        with pytest.raises(ValueError, match="prompt: '' is empty, and this model defines no start"):
+            generate(adapter, "")
+    else:
+        for empty in ("", []):
+            assert generate(adapter, empty, max_new_tokens=1).prompt_ids.tolist() == [0]
+
+
+def test_a_start_may_be_given():
+    assert HuggingFace(llama(), words(), start_ids=[0]).encode("a") == [0, 2]
+    without = HuggingFace(llama(), start_ids=[0])
+    assert generate(without, [], max_new_tokens=1).prompt_ids.tolist() == [0]
+
+
+def test_a_clarifying_text_in_the_middle_has_no_start_mark():
+    from decoding_book.entropix import clarifying_ids
+    assert clarifying_ids("b c", HuggingFace(llama(), words("<s>"))) == (3, 4)
+
+
+def cacheless(name):
+    import transformers
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=40, hidden_size=16, num_hidden_layers=2, eos_token_id=0, bos_token_id=None, pad_token_id=0)
+    if name == "Rwkv": sizes |= dict(attention_hidden_size=16, context_length=64)
+    else: sizes |= dict(state_size=4)
+    model = getattr(transformers, name + "ForCausalLM")(getattr(transformers, name + "Config")(**sizes))
+    for p in model.parameters():                              # far apart, so that rounding decides nothing
+        if p.ndim == 2: p.data = torch.randn_like(p) * .6
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["Mamba", "Rwkv"])
+def test_a_model_without_keys_and_values_runs_without_a_cache(name):
+    from decoding_book.beam import beam_search
+    peer = cacheless(name)
+    adapter = HuggingFace(peer)
+    assert not hasattr(adapter, "new_cache")
+    prompts = [[3, 1, 4], [1], [5, 9, 2, 6, 5]]
+    together = generate(adapter, prompts, max_new_tokens=10, ignore_eos=True)
+    for prompt, ids in zip(prompts, together.ids):
+        theirs = list(prompt)
+        with torch.no_grad():
+            for _ in range(10): theirs.append(peer(torch.tensor([theirs]), use_cache=False).logits[0, -1].argmax().item())
+        assert ids.tolist() == theirs[len(prompt):]
+    ids, mask = left_pad([torch.tensor(p) for p in prompts])
+    logits = adapter(ids, mask, last_only=False).logits
+    for row, prompt in zip(logits, prompts):
+        torch.testing.assert_close(row[-len(prompt):], adapter(torch.tensor([prompt]), last_only=False).logits[0])
+    assert beam_search(adapter, [3, 1, 4], 3, 4)[0].logprob >= generate(
+        adapter, [3, 1, 4], max_new_tokens=4).logprobs.sum().item() - 1e-5
+
+
+def test_models_that_do_not_continue_a_text_are_refused():
+    from transformers import LlamaConfig, LlamaModel, T5Config, T5ForConditionalGeneration
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=40, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+    with pytest.raises(ValueError, match="model: T5ForConditionalGeneration reads one text and writes another"):
+        HuggingFace(t5)
+    bare = LlamaModel(LlamaConfig(vocab_size=6, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                                  num_attention_heads=2))
+    with pytest.raises(ValueError, match="model: LlamaModel gives no logits"):
+        HuggingFace(bare)
+
+
+def test_decode_takes_the_ids_of_one_text(model):
+    from decoding_book.toy import six_words
+    from decoding_book.transformer import GPT, GPTConfig
+    models = [model, six_words(), GPT(GPTConfig(chars="abcd", width=8, heads=1, layers=1)),
+              HuggingFace(llama(), words())]
+    for m in models:
+        whole = m.decode([2, 3])
+        for ids in ((2, 3), torch.tensor([2, 3]), torch.tensor([2, 3]).numpy(), list(torch.tensor([2, 3])), range(2, 4)):
+            assert m.decode(ids) == whole
+        assert m.decode([]) == ""
+        batch = generate(m, [[2, 3], [3]], max_new_tokens=2, ignore_eos=True).ids
+        for bad in (batch, torch.stack(batch), [[2, 3], [2]], [[2, 3]], 2, torch.tensor(2), [2.], torch.tensor([2.]),
+                    [True], "a", None):
+            with pytest.raises(TypeError, match="(?s)ids: .* is not a sequence of integer ids of one text"):
+                m.decode(bad)
+        for bad in ([m.vocab_size], [-1]):
+            with pytest.raises(ValueError, match=rf"ids: id {bad[0]} at index 0 is outside the vocabulary"):
+                m.decode(bad)
+
+
+def test_a_sentencepiece_tokenizer_keeps_the_first_space():
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    vocab = ["<unk>", "<s>", "</s>", "▁Hello", "▁world", "▁there", "!"]
+    t = Tokenizer(models.BPE({v: i for i, v in enumerate(vocab)}, [], unk_token="<unk>"))
+    t.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    t.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    peer = LlamaForCausalLM(LlamaConfig(vocab_size=7, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                                        num_attention_heads=2))
+    adapter = HuggingFace(peer, PreTrainedTokenizerFast(tokenizer_object=t))
+    def say(p, c): return Draw((4 + c.lengths - c.prompt_lengths))
+    g = generate(adapter, [3], say, max_new_tokens=3)
+    assert g.text == " world there!" and g._view()["tokens"] == [" world", " there", "!"]
+    assert [s.text[0] for s in stream(adapter, [3], say, max_new_tokens=3)] == [" world", " there", "!"]
+    stopped = generate(adapter, [3], say, max_new_tokens=3, stop=" world")
+    assert (stopped.text, stopped.reason, len(stopped.ids)) == ("", "stop", 1)

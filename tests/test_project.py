@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
+from importlib.metadata import distribution
 from pathlib import Path
 
 import nbformat
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from execute import export
+from nbdev_commands import REFUSED, install
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
@@ -223,27 +225,6 @@ def test_a_user_needs_torch_numpy_and_matplotlib_only():
     assert {"nbdev", "fastcore"} <= names(extras["dev"])
 
 
-def test_an_installed_package_imports_without_development_requirements(project, tmp_path):
-    target = tmp_path / "installed"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index",
-                    "--no-build-isolation", "--disable-pip-version-check", "--target", target,
-                    project], check=True, capture_output=True)
-    modules = [f"decoding_book.{p.stem}" for p in MODULES if not p.stem.startswith("_")]
-    code = f"""
-import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {sorted(HEAVY - {"torch", "numpy", "matplotlib"})}:
-            raise ImportError(name + " is not a requirement")
-sys.meta_path.insert(0, Absent())
-sys.path.insert(0, {str(target)!r})
-import importlib
-for name in {modules}:
-    assert importlib.import_module(name).__file__.startswith({str(target)!r}), name
-"""
-    python(code, cwd=tmp_path, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
-
-
 # ---- the environment
 
 def test_make_help_lists_every_command():
@@ -303,6 +284,38 @@ def test_the_readme_s_commands_work_in_a_fresh_environment(full, project):
     env = dict(os.environ, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}")
     subprocess.run(["bash", "-c", script], cwd=project, env=env, check=True,
                    stdin=subprocess.DEVNULL)
+
+
+def nbdev_table():
+    "Command of nbdev -> what CONTRIBUTING.md says of it."
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`nb.+?) \| (.+) \|$", text, re.M)
+    return {command: said for commands, said in rows for command in re.findall(r"`(\w+)`", commands)}
+
+
+def test_contributing_lists_every_command_of_nbdev():
+    scripts = {e.name for e in distribution("nbdev").entry_points if e.group == "console_scripts"}
+    assert set(nbdev_table()) == scripts
+
+
+def test_what_nbdev_would_spoil_is_refused_in_one_sentence(tmp_path):
+    table = nbdev_table()
+    assert set(REFUSED) == {command for command, said in table.items() if said.startswith("refuse")}
+    install(tmp_path)
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    for command in REFUSED:
+        done = subprocess.run([tmp_path / command], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1, command
+        instead = re.search(r": type `(make [\w ]+)`\.$", done.stderr)[1]
+        assert f"`{instead}`" in table[command] and set(instead.split()[1:]) <= targets
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(REFUSED)
+
+
+def test_nbdev_test_passes_in_its_time(full):
+    if not full:
+        pytest.skip("runs every notebook: run with --full")
+    subprocess.run([BIN / "nbdev_test", "--n_workers", "2", "--do_print"], cwd=ROOT, check=True, timeout=900,
+                   env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"})
 
 
 # ---- hygiene

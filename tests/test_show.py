@@ -6,14 +6,17 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoding_book.show import (LEGEND, PALETTE, STYLE, UNDERLINES, bars, figure_style, heat, level,
+from decoding_book import show as S
+from decoding_book.show import (LEGEND, PALETTE, STYLE, UNDERLINES, bars, figure_style, heat, in_words, level,
                                 level_css, percent, rows_html, spoken, surprisal, token_face,
-                                token_name, tokens_html)
+                                token_name, text_on, tokens_html)
 
 WORDS = ["cold", "coffee", "I", "like", "water", "stop"]
 LOG = math.log
@@ -266,10 +269,41 @@ def test_bars():
     assert [label.get_text() for label in ax.get_yticklabels()] == WORDS
     assert [bool(bar.get_hatch()) for bar in ax.patches] == [False] * 3 + [True] * 3
     assert [t.get_text().strip() for t in ax.texts] == [
-        "0.5", "0.25", "0.125", "0.0625 removed", "0.0312 removed", "0.0312 removed"]
+        "0.500", "0.250", "0.125", "0.062 removed", "0.031 removed", "0.031 removed"]
     assert ax.get_title() == "six words" and ax.yaxis_inverted()
     ax.figure.canvas.draw()
     assert max(t.get_window_extent().x1 for t in ax.texts) <= ax.figure.bbox.x1
+
+
+def test_numbers_of_one_figure_have_one_form():
+    ax = bars([.7, .1, .00613, 3.38e-05, 0.])
+    assert [t.get_text().strip() for t in ax.texts] == ["0.700", "0.100", "0.006", "<0.001", "0.000"]
+    ax = heat([[-.5, -2e-9], [12.5, math.nan]])
+    assert [t.get_text() for t in ax.texts] == ["-0.5", ">-0.1", "12.5", "nan"]
+    assert [t.get_text() for t in heat([[0., 0.]]).texts] == ["0", "0"]
+
+
+def contrast(a, b):
+    "By WCAG 2, from 1 to 21; 4.5 is legible."
+    from matplotlib.colors import to_rgb
+    def light(colour):
+        linear = [c / 12.92 if c <= .04045 else ((c + .055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+        return sum(w * c for w, c in zip((.2126, .7152, .0722), linear))
+    low, high = sorted(map(light, (a, b)))
+    return (high + .05) / (low + .05)
+
+
+def test_text_on_any_colour_is_legible():
+    import numpy as np
+    assert all(contrast(c, text_on(c)) >= 4.5 for c in PALETTE.values())
+    for colour in np.random.default_rng(0).random((500, 3)): assert contrast(colour, text_on(colour)) >= 4.5
+    for text in heat(np.arange(144.).reshape(12, 12)).texts: assert text.get_color() in ("black", "white")
+
+
+def test_the_marks_of_a_drawing_stand_in_words_too():
+    assert in_words("<svg><path/></svg>") == ""
+    words = in_words("<rect><title>a &lt; b: 5 %</title></rect><g><title>c</title></g>")
+    assert "<details" in words and "a &lt; b: 5 %<br>c" in words and "2 marks" in words
 
 
 def test_bars_in_given_axes_with_awkward_words():
@@ -294,7 +328,7 @@ def test_bars_bad_input(args, says):
 def test_heat():
     ax = heat([[.5, .25], [0, -math.inf]], ["a", "b"], ["c", "d"], "two by two")
     assert ax.images[0].get_array().tolist()[0] == [.5, .25]
-    assert [t.get_text() for t in ax.texts] == ["0.5", "0.25", "0", "-inf"]
+    assert [t.get_text() for t in ax.texts] == ["0.500", "0.250", "0", "-inf"]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b"]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["c", "d"]
     assert ax.get_title() == "two by two"
@@ -414,3 +448,27 @@ def test_colours_follow_the_page(browser, dark):
     assert page.evaluate(colour, [".db-t:focus>.db-p", "color"]) == "rgb(255, 255, 255)"
     assert page.evaluate(colour, [".db-t:focus>.db-p", "backgroundColor"]) == "rgb(34, 34, 34)"
     page.context.close()
+
+
+# ---------------------------------------------------------------- a row on its way through a sampler
+
+def stage(name, probabilities, removed, value=None):
+    return SimpleNamespace(name=name, setting=value, probabilities=probabilities, removed=removed, mass=.5, bits_before=2.,
+                           bits=1.)
+
+
+def test_a_trace_names_what_was_removed():
+    last = stage("top_k", [1., 0, 0, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6], 1)
+    texts = S.stage_texts(last, ["a", "<b>", "$x$", "c", "d", "e", "f"])
+    assert texts["removed"] == "<b>, $x$, c, d and 2 more" and texts["kept"] == "1" and texts["setting"] == "1"
+    assert S.stage_texts(last)["removed"].startswith("1, 2, 3, 4") and S.stage_texts(last, most=9)["removed"][-1] == "6"
+    table = S.trace_html([stage("logits", [.5, .5], []), last], ["a", "<b>", "$x$", "c", "d", "e", "f"])
+    assert table.count("<tr>") == 3 and "<b>" not in table and "$x$" not in table and "&lt;b&gt;" in table
+
+
+def test_a_trace_as_bars():
+    rows = [stage("logits", torch.tensor([.1, .6, .3]), []), stage("min_p", torch.tensor([0., 1., 0.]), [2, 0])]
+    figure = S.trace_figure(rows, ["a", "$", "c"], n=2)
+    assert [[bar.get_width() for bar in ax.patches] for ax in figure.axes] == [pytest.approx([.6, .3]), [1., 0.]]
+    assert [[t.get_text() for t in ax.texts] for ax in figure.axes] == [[], [" ×"]]
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [r"\$", "c"]

@@ -615,7 +615,7 @@ def test_fingerprint_sees_every_part(monkeypatch):
     "A changed line in any function or class that training uses changes the name of the weights."
     whole = T.fingerprint(Trainer, GPT, T.initialise)
     parts = [(T, n) for n in ("visible", "scaled_scores", "sinusoids", "text_loss", "held_out_loss", "batch",
-                              "clip_gradient", "learning_rate", "save_checkpoint", "load_checkpoint")]
+                              "clip_gradient", "learning_rate")]
     parts += [(T.SelfAttention, "forward"), (T.FeedForward, "forward"), (T.Block, "forward"), (GPT, "forward"),
               (GPT, "__init__"), (T.Adam, "update"), (T.KVCache, "put"), (Trainer, "advance"), (GPT, "device")]
     for owner, name in parts:
@@ -627,7 +627,10 @@ def test_fingerprint_sees_every_part(monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(GPT, "eos", 2)
         assert T.fingerprint(Trainer, GPT, T.initialise) != whole
-    assert T.fingerprint(Trainer, GPT, T.initialise) == whole
+    for name in ("save_checkpoint", "load_checkpoint"):                # how they are kept changes no weight
+        with monkeypatch.context() as m:
+            m.setattr(T, name, lambda *_: None)
+            assert T.fingerprint(Trainer, GPT, T.initialise) == whole, name
 
 
 def test_the_notebook_names_its_weights_as_the_module_does(tmp_path):
