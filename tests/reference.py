@@ -247,7 +247,11 @@ def cases(rng):
 def record(path):
     "Write rows one after the other, their parameters and keys, and what is drawn from them."
     rng, out = np.random.default_rng(16), {}
-    add = lambda **values: [out.setdefault(name, []).append(v) for name, v in values.items()]
+
+    def add(**values):
+        for name, value in values.items():
+            out.setdefault(name, []).append(value)
+
     for V, kind, dtype in cases(rng):
         z, params, key = a_case(rng, V, kind, dtype)
         token, kept, logprob = draw_row(z, key, **params)
