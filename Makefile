@@ -40,13 +40,13 @@ book: $(READY) ## run every notebook from a clean kernel (in build/) and build t
 	@$(BIN)/python tools/build_site.py --project build/book --out _site --work build/site
 
 test: $(READY) notebooks ## run the notebooks' own checks, then the tests
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests $(ARGS)
 
 notebooks: $(READY) ## run the notebooks' own checks only, results thrown away
 	@$(BIN)/python tools/execute.py --copy build/test --jobs $(JOBS) --warm
 
 verify: $(READY) notebooks ## the full counts, recorded in benchmarks/verify.json, and the mutations
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --full --record benchmarks/verify.json tests $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --full --record benchmarks/verify.json tests $(ARGS)
 	@$(BIN)/python tools/mutate.py --jobs $(JOBS) --record benchmarks/verify.json
 
 export: $(READY) ## write decoding_book/ and README.md from the notebooks

@@ -1,5 +1,6 @@
 """What the benchmarks share: the machine, the recording, transformers' model as a peer."""
 
+import argparse
 import datetime
 import json
 import os
@@ -77,6 +78,29 @@ def save(
     "Record results, with the machine."
     write(path, {"machine": machine(), **results})
     print(f"recorded in {path}")
+
+
+def arguments(
+    what,  # The benchmark's docstring
+    record,  # The file of its record in benchmarks/
+    usual,  # Name -> count, for a record
+    quick,  # Name -> count, for a look
+):
+    "The command line of a benchmark: --quick, --threads, --out, and each count by its name."
+    import torch
+
+    parser = argparse.ArgumentParser(description=what.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a short look, nothing recorded")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=HERE / record)
+    for name, count in usual.items():
+        parser.add_argument(f"--{name}", type=int, default=count)
+    args = parser.parse_args()
+    if args.quick:
+        vars(args).update(quick)
+    os.environ["TQDM_DISABLE"] = "1"  # no progress bar inside a measurement
+    torch.set_num_threads(args.threads)
+    return args
 
 
 def reference_weights(path):

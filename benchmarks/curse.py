@@ -7,12 +7,10 @@ End marks are ignored, so that all texts have one length. Repetition is the shar
 occurred earlier in the text.
 """
 
-import argparse
 import json
 import time
-from pathlib import Path
 
-from benchmarks.common import HERE, save
+from benchmarks.common import arguments, save
 
 OPENINGS = """It was a quiet morning in the city when
 In a shocking finding, scientists discovered
@@ -78,22 +76,10 @@ def measure(model, openings, width, tokens, at_once):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="two openings, few tokens, nothing recorded"
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=100)
-    parser.add_argument("--out", type=Path, default=HERE / "curse.json")
-    args = parser.parse_args()
-    openings = OPENINGS
-    if args.quick:
-        openings, args.tokens = OPENINGS[:2], 12
-    import torch
-
     from decoding_book.smollm import SmolLM2
 
-    torch.set_num_threads(args.threads)
+    args = arguments(__doc__, "curse.json", dict(tokens=100), dict(tokens=12))
+    openings = OPENINGS[:2] if args.quick else OPENINGS
     model, rows = SmolLM2(), []
     for width in (1, 2, 4, 8):
         start = time.perf_counter()

@@ -8,14 +8,11 @@ parts are timed one after the other in every round; each figure is a median. `at
 costs the model to hand out its scores.
 """
 
-import argparse
 import json
-import os
 import statistics
 import time
-from pathlib import Path
 
-from benchmarks.common import HERE, PROMPT, save
+from benchmarks.common import PROMPT, arguments, save
 
 CONTEXT = 128
 
@@ -80,20 +77,11 @@ def round_(x):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few rounds, nothing recorded")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=150)
-    parser.add_argument("--out", type=Path, default=HERE / "entropy.json")
-    args = parser.parse_args()
-    os.environ["TQDM_DISABLE"] = "1"
-    if args.quick:
-        args.rounds = 5
     import torch
 
     from decoding_book.smollm import SmolLM2
 
-    torch.set_num_threads(args.threads)
+    args = arguments(__doc__, "entropy.json", dict(rounds=150), dict(rounds=5))
     model, rows = SmolLM2(), []
     with torch.inference_mode():
         for batch in (1, 8):

@@ -8,14 +8,11 @@ same hypotheses. The share of the model is the time that our search spends insid
 and its cache's `reorder`.
 """
 
-import argparse
 import json
-import os
 import statistics
 import time
-from pathlib import Path
 
-from benchmarks.common import HERE, load, reference_weights, save, transformers_peer
+from benchmarks.common import arguments, load, reference_weights, save, transformers_peer
 
 PROMPTS = [
     "It was a quiet morning in the city when",
@@ -140,23 +137,11 @@ def exhaustive(repeats=50):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="few tokens, one repeat, nothing recorded"
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=HERE / "search.json")
-    args = parser.parse_args()
-    os.environ["TQDM_DISABLE"] = "1"
-    if args.quick:
-        args.tokens, args.repeats = 12, 1
     import torch
 
     from decoding_book.smollm import SmolLM2, weights_path
 
-    torch.set_num_threads(args.threads)
+    args = arguments(__doc__, "search.json", dict(tokens=64, repeats=5), dict(tokens=12, repeats=1))
     rows = [exhaustive()]
     print(json.dumps(rows[-1]), flush=True)
     ours, peer = SmolLM2(), transformers_peer(reference_weights(weights_path())[0])

@@ -8,14 +8,11 @@ its users run it: `model.generate`, greedy, with its cache, in inference mode. B
 same number of tokens: the end mark is off.
 """
 
-import argparse
 import json
-import os
 import statistics
 import time
-from pathlib import Path
 
-from benchmarks.common import HERE, PROMPT, load, reference_weights, save, transformers_peer
+from benchmarks.common import PROMPT, arguments, load, reference_weights, save, transformers_peer
 
 
 def run_ours(model, ids, n):
@@ -95,23 +92,11 @@ def compare(dtype, batch, tokens, repeats, weights):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="few tokens, one repeat, nothing recorded"
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=HERE / "smollm.json")
-    args = parser.parse_args()
-    os.environ["TQDM_DISABLE"] = "1"  # no progress bar inside a measurement
-    if args.quick:
-        args.tokens, args.repeats = 16, 1
     import torch
 
     from decoding_book.smollm import weights_path
 
-    torch.set_num_threads(args.threads)
+    args = arguments(__doc__, "smollm.json", dict(tokens=64, repeats=7), dict(tokens=16, repeats=1))
     weights, _ = reference_weights(weights_path())
     rows = []
     for dtype in (torch.float32, torch.bfloat16):

@@ -10,14 +10,14 @@ loop         the loop: a model, a chooser, a text: generate, stream, score
 toy          a world small enough to compute every probability: TableModel, six_words, sequence_law
 transformer  a GPT from scratch: GPT, GPTConfig
 smollm       a real model from its file: SmolLM2
-exhaustive   every text scored, the best one proven: exhaustive_search, best_first_search, Hypothesis
+exhaustive   every text scored, the best proven: exhaustive_search, best_first_search, Hypothesis
 greedy       the most probable token each time: greedy, greedy_search
 beam         several texts at once: beam_search
 noise        random numbers that can be found again: Key, gumbel_max, inverse_cdf
 temperature  sharper or flatter: temperature
 topk         a fixed number of candidates: top_k
 topp         as many candidates as the mass asks for: top_p, top_p_mask, min_p
-penalties    scores changed by what was said: repetition_penalty, frequency_penalty, presence_penalty
+penalties    scores changed by what is said: repetition_penalty, frequency_penalty, presence_penalty
 sampler      filters in order, the exact law, one draw: Sampler, draw
 fused        the same token, many times faster: fused_sample
 entropy      how unsure a model is, and how: entropy, varentropy, attention_measures

@@ -90,6 +90,7 @@ def fingerprint(
             numbers = [(n, v) for n, v in vars(thing).items() if isinstance(v, (int, float))]
             digest.update(repr(numbers).encode())
             todo += [getattr(v, "fget", v) for v in vars(thing).values() if not isinstance(v, type)]
+            todo += [base for base in thing.__bases__ if base.__module__ == thing.__module__]
         function = unwrap(thing) if callable(thing) else None   # without @torch.no_grad()
         code = getattr(function, "__code__", None)
         if code is None or code.co_filename == "<string>": continue          # written by @dataclass

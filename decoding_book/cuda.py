@@ -8,7 +8,7 @@ __all__ = ['triton', 'tl', 'MISSING', 'jit', 'rescale', 'add_tile', 'scaled', 'a
            'rank_key', 'key_value', 'fetch', 'crossing', 'share', 'last_of', 'cut', 'within', 'winner', 'mass_before',
            'first_survivor', 'pick', 'choose_chunks', 'collect', 'shortlist', 'choose', 'merge', 'normalizer', 'runoff',
            'answer', 'finish', 'read_ask', 'draw_kernel', 'scan_kernel', 'finish_kernel', 'Asked', 'ask', 'slices_for',
-           'launch', 'draw_cuda', 'measures']
+           'launch', 'draw_cuda']
 
 # %% ../nbs/17_cuda.ipynb #54c120d6
 import math

@@ -14,12 +14,12 @@ from importlib import import_module
 import torch
 
 from .checks import check_logits
-from .loop import Draw, as_prompts, left_pad, stream
+from .loop import Draw, LanguageModel, Prediction, as_prompts, left_pad, stream
 
 # %% ../nbs/15_entropy.ipynb #8f8438d2
 def measures(
-    logits,  # (..., V)
-):           # entropy (...) in bits, varentropy (...) in bits squared
+    logits: torch.Tensor,  # (..., V)
+):                         # entropy (...) in bits, varentropy (...) in bits squared
     "Entropy and varentropy from one pass over the logits."
     z = logits if torch.is_tensor(logits) else check_logits(logits)
     if not z.is_cuda: z = check_logits(z)        # on a GPU a check would wait for it
@@ -38,14 +38,14 @@ def measures(
 
 # %% ../nbs/15_entropy.ipynb #b756f402
 def entropy(
-    logits,  # (..., V)
-):           # (...), bits: 0 when one token is sure, log2 V when all are equal
+    logits: torch.Tensor,  # (..., V)
+):                         # (...), bits: 0 when one token is sure, log2 V when all are equal
     "The mean surprisal of the next token."
     return measures(logits)[0]
 
 def varentropy(
-    logits,  # (..., V)
-):           # (...), bits squared: 0 when all possible tokens are equally probable
+    logits: torch.Tensor,  # (..., V)
+):                         # (...), bits squared: 0 when all possible tokens are equally probable
     "The variance of the next token's surprisal."
     return measures(logits)[1]
 
@@ -61,8 +61,8 @@ class AttentionMeasures:
 
 # %% ../nbs/15_entropy.ipynb #530ac343
 def attention_measures(
-    scores,         # (..., H, N) raw scores of the newest query: scaled, before softmax
-    key_mask=None,  # (..., N) bool, False = padding; None: all keys are real
+    scores: torch.Tensor,  # (..., H, N) raw scores of the newest query: scaled, before softmax
+    key_mask: torch.Tensor | None = None,  # (..., N) bool, False = padding; None: all are real
 ) -> AttentionMeasures:
     "Entropy, varentropy, agreement, disagreement and interaction of the heads, over real keys."
     s, keys = scores if scores.dtype == torch.float64 else scores.float(), scores.shape[-1]
@@ -94,22 +94,32 @@ class Measures:
     disagreement: torch.Tensor | None = None
     interaction: torch.Tensor | None = None
 
-def measure(
-    prediction,   # a `Prediction`: logits (B, V), and attention (B, L, H, N) if the model has it
-    layers=None,  # the numbers of the layers to average over; None: all
-) -> Measures:
-    "Entropy and varentropy of the logits and, if there is any, the measures of attention."
-    found = measures(prediction.logits)
-    if prediction.attention is None: return Measures(*found)
-    scores, mask = prediction.attention, prediction.key_mask
+# %% ../nbs/15_entropy.ipynb #edf75453
+def pick_layers(
+    scores,  # (B, L, H, N)
+    layers,  # their numbers, or a slice; None: all
+):           # (B, the layers picked, H, N)
+    "The attention of some layers."
     try:
         if isinstance(layers, slice): scores = scores[:, layers]
         elif layers is not None: scores = torch.stack([scores[:, i] for i in layers], 1)
         scores[:, 0]                                                  # there must be one
     except (IndexError, TypeError, RuntimeError) as e:
-        L = prediction.attention.shape[1]
+        L = scores.shape[1]
         raise ValueError(f"layers: {layers!r} of a model with {L} layers ({e})") from None
-    by_layer = attention_measures(scores, None if mask is None else mask[:, None])
+    return scores
+
+# %% ../nbs/15_entropy.ipynb #e2cae7f5
+def measure(
+    prediction: Prediction,  # logits (B, V), and attention (B, L, H, N) if the model has it
+    layers=None,             # the numbers of the layers to average over; None: all
+) -> Measures:
+    "Entropy and varentropy of the logits and, if there is any, the measures of attention."
+    found = measures(prediction.logits)
+    if prediction.attention is None: return Measures(*found)
+    mask = prediction.key_mask
+    by_layer = attention_measures(pick_layers(prediction.attention, layers),
+                                  None if mask is None else mask[:, None])
     return Measures(*found, *torch.stack(list(vars(by_layer).values())).mean(-1))
 
 # %% ../nbs/15_entropy.ipynb #e74d56fa
@@ -121,18 +131,27 @@ class Track:
     logprobs: torch.Tensor  # (n,) nats, under the model
     measures: Measures      # each field (n,)
 
-def follow(
-    model,           # a `LanguageModel`
-    texts,           # str or ids, or a list of either; each of two tokens at least
-    attention=True,  # also measure attention
-    layers=None,     # which layers, see `measure`
-) -> Track:          # the texts one after the other
-    "Play given texts through a model, and measure it before each token but the first."
-    rows, _ = as_prompts(model, texts, "texts")
+# %% ../nbs/15_entropy.ipynb #8513559c
+def check_followed(
+    rows,     # the texts, each ids (T,)
+    context,  # how long a text the model reads
+):
+    "Refuse a text that cannot be followed."
     for i, r in enumerate(rows):
         if len(r) < 2: raise ValueError(f"texts, row {i}: {len(r)} tokens, nothing to measure")
-        if len(r) > (getattr(model, "context", None) or math.inf):
-            raise ValueError(f"texts, row {i}: {len(r)} tokens, the context has {model.context}")
+        if len(r) > context:
+            raise ValueError(f"texts, row {i}: {len(r)} tokens, the context has {context}")
+
+# %% ../nbs/15_entropy.ipynb #65706fd1
+def follow(
+    model: LanguageModel,
+    texts,                   # str or ids, or a list of either; each of two tokens at least
+    attention: bool = True,  # also measure attention
+    layers=None,             # which layers, see `measure`
+) -> Track:                  # the texts one after the other
+    "Play given texts through a model, and measure it before each token but the first."
+    rows, _ = as_prompts(model, texts, "texts")
+    check_followed(rows, getattr(model, "context", None) or math.inf)
     given, T = left_pad([r.flip(0) for r in rows])[0].flip(1), max(map(len, rows))
     found = []
 

@@ -10,13 +10,13 @@ import torch
 
 from .checks import in_float64, whole
 from .exhaustive import Batch, Hypothesis, search_setup
-from .loop import generate, greedy
+from .loop import LanguageModel, generate, greedy
 
 # %% ../nbs/06_greedy.ipynb #5ca3d86a
 def greedy_search(
-    model,             # a `LanguageModel`
+    model: LanguageModel,
     prompt,            # a str, ids (T,) or (B, T), or a list of either
-    max_new_tokens,    # a text is complete at its end mark or at this length
+    max_new_tokens: int,  # a text is complete at its end mark or at this length
     stop=None,         # ids that end a text besides the model's `eos`
     ignore_eos=False,  # go on after the model's `eos`
 ) -> Hypothesis:       # a list of them for several prompts

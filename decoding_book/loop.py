@@ -94,25 +94,30 @@ def _one_prompt(model, prompt, name):
         raise ValueError(f"{name}: {given!r} is empty, and this model defines no start")
     return torch.tensor(model.start_ids, dtype=torch.long)
 
+# %% ../nbs/01_loop.ipynb #54de508a
+def _is_single(prompt, name):
+    "Whether this is one prompt; a TypeError if it is none and no list of them."
+    if isinstance(prompt, str): return True
+    axes = getattr(prompt, "ndim", 0)           # of a tensor or an array
+    if axes: return axes == 1
+    if not isinstance(prompt, (list, tuple)):
+        raise TypeError(f"{name}: {prompt!r} is neither text, ids, nor a list of them")
+    return all(isinstance(x, Integral) for x in prompt)
+
 # %% ../nbs/01_loop.ipynb #a61fe26d
 def as_prompts(
-    model,            # it encodes text, and knows its vocabulary
+    model: LanguageModel,  # it encodes text, and knows its vocabulary
     prompt,           # a str, ids (T,) or (B, T), or a list of either, of unequal lengths
     name="prompt",    # what an error calls it
 ) -> tuple:           # a list of id tensors (T_i,), and whether a single prompt was given
     "Every accepted form of a prompt as a list of checked id tensors."
-    single = isinstance(prompt, str) or getattr(prompt, "ndim", None) == 1
-    if not single and not getattr(prompt, "ndim", 0):
-        if not isinstance(prompt, (list, tuple)):
-            raise TypeError(f"{name}: {prompt!r} is neither text, ids, nor a list of them")
-        single = all(isinstance(x, Integral) for x in prompt)
-    if single: return [_one_prompt(model, prompt, name)], True
+    if _is_single(prompt, name): return [_one_prompt(model, prompt, name)], True
     if len(prompt) == 0: raise ValueError(f"{name}: {prompt!r} holds no row")
     return [_one_prompt(model, p, f"{name}, row {i}") for i, p in enumerate(prompt)], False
 
 # %% ../nbs/01_loop.ipynb #758b5997
 def left_pad(
-    rows,          # id tensors (T_i,)
+    rows: list,    # id tensors (T_i,)
     device="cpu",  # where the result lives
 ):                 # ids (B, T) and mask (B, T), False = padding
     "Stack rows of unequal length, padded with id 0 on the left."
@@ -125,7 +130,7 @@ def left_pad(
 
 # %% ../nbs/01_loop.ipynb #2ab96e01
 def as_stops(
-    model,       # its `eos` ends a text
+    model: LanguageModel,  # its `eos` ends a text
     stop=None,   # an id, a str, or a list of them
     ignore_eos=False,
 ):               # the set of ids and the list of strings that end a row
@@ -211,27 +216,48 @@ class Step:
         "The step as its `j`-th row saw it, as row 0 of a batch of one."
         return replace(_pick(self, [j]), row=torch.zeros_like(self.row[:1]))
 
-# %% ../nbs/01_loop.ipynb #774ff29e
-def _choose(model, prediction, choose, context, alternatives):
-    "Ask the chooser, check both answers, and note the log-probabilities."
-    logits = prediction.logits
-    check_answer(logits, len(context.row), model.vocab_size)
-    own = logits.log_softmax(-1, dtype=None if logits.dtype == torch.float64 else torch.float32)
+# %% ../nbs/01_loop.ipynb #1d5d32af
+def _log_softmax(logits):
+    "Log-probabilities (..., V), float32 at least."
+    return logits.log_softmax(-1, dtype=None if logits.dtype == torch.float64 else torch.float32)
+
+def _own_law(logits, context, V):
+    "The model's log-probabilities (b, V); an error names a row that is no distribution."
+    check_answer(logits, len(context.row), V)
+    own = _log_softmax(logits)
     if not own.amax(-1).isfinite().all():                       # this names the row
         log_normalizer(logits, f" at position {context.ids.shape[1]}")
-    n = min(alternatives, model.vocab_size)
-    top, top_ids = own.topk(min(n + 1, model.vocab_size))
+    return own
+
+# %% ../nbs/01_loop.ipynb #c54483ec
+def _most_probable(own, n):
+    "The n most probable tokens (b, n), equal ones by lower id, and their log-probabilities."
+    V = own.shape[1]
+    n = min(n, V)
+    top, ids = own.topk(min(n + 1, V))
     if (top[:, 1:] == top[:, :-1]).any():                       # topk breaks ties as it likes
-        top, top_ids = own.sort(dim=-1, descending=True, stable=True)
-    draw = choose(prediction, context)                          # it may write into the logits
+        top, ids = own.sort(dim=-1, descending=True, stable=True)
+    return ids[:, :n].clone(), top[:, :n].clone()
+
+# %% ../nbs/01_loop.ipynb #2d4b6f8f
+def _chosen_ids(draw, rows, V):
+    "The ids of a chooser's answer as int64 (b,), checked, in memory of their own."
     ids = getattr(draw, "ids", None)
     if not isinstance(ids, torch.Tensor) or ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"choose: returned {draw!r}, expected a Draw with integer ids")
-    if ids.shape != own.shape[:1] or ((ids < 0) | (ids >= model.vocab_size)).any():
-        raise ValueError(f"choose: returned ids {ids.tolist()} for {len(own)} rows of a vocabulary "
-                         f"of {model.vocab_size}")
-    ids = ids.long().clone()                                    # its buffer may be used again
-    return draw, ids, own.gather(1, ids[:, None])[:, 0], top_ids[:, :n].clone(), top[:, :n].clone()
+    if ids.shape != (rows,) or ((ids < 0) | (ids >= V)).any():
+        raise ValueError(f"choose: returned ids {ids.tolist()} for {rows} rows of a vocabulary "
+                         f"of {V}")
+    return ids.long().clone()
+
+# %% ../nbs/01_loop.ipynb #774ff29e
+def _choose(model, prediction, choose, context, alternatives):
+    "Ask the chooser, check both answers, and note the log-probabilities."
+    own = _own_law(prediction.logits, context, model.vocab_size)
+    top_ids, top = _most_probable(own, alternatives)
+    draw = choose(prediction, context)                          # it may write into the logits
+    ids = _chosen_ids(draw, len(own), model.vocab_size)
+    return draw, ids, own.gather(1, ids[:, None])[:, 0], top_ids, top
 
 # %% ../nbs/01_loop.ipynb #f8de0b24
 def _texts_after(model, prompts, stops):
@@ -249,41 +275,58 @@ def _note(model, texts, row, chosen, lengths, end_ids, limit, last):
         ended.append(why or ("stop" if texts[r].stopped else cut))
     return added, ended
 
+# %% ../nbs/01_loop.ipynb #ac67205b
+def _start(model, prompts):
+    "Where each row stands before the first step."
+    ids, mask = left_pad(prompts, getattr(model, "device", "cpu"))
+    return Context(ids, mask, mask.sum(1), torch.arange(len(ids), device=ids.device))
+
+def _longer(context, chosen):
+    "Each row with its new token."
+    ids = torch.cat([context.ids, chosen[:, None]], 1)
+    mask = torch.cat([context.mask, context.mask.new_ones(len(ids), 1)], 1)
+    return replace(context, ids=ids, mask=mask)
+
+def _fewer(context, keep):
+    "Some of the rows only, and what choosers remember of them."
+    memory = {who: _pick(values, keep) for who, values in context.memory.items()}
+    rows = _pick(replace(context, memory=None), keep)
+    return replace(rows, memory=memory)
+
+# %% ../nbs/01_loop.ipynb #f0316278
+def _ask(model, context, cache, fed, choose):
+    "The model's prediction, from the columns that its cache does not hold yet."
+    ids, mask = context.ids[:, fed:], context.mask[:, fed:]
+    with torch.no_grad():
+        return model(ids, mask=None if mask.all() else mask, cache=cache,
+                     attention=getattr(choose, "attention", False))
+
 # %% ../nbs/01_loop.ipynb #1a9f5fb0
 def _stream(model, prompts, choose, max_new_tokens, end_ids, stops, alternatives):
-    ids, mask = left_pad(prompts, getattr(model, "device", "cpu"))
-    row, given = torch.arange(len(ids), device=ids.device), mask.sum(1)
+    context, texts = _start(model, prompts), _texts_after(model, prompts, stops)
     limit = getattr(model, "context", None) or torch.inf
-    room = ids.shape[1] + int(min(max_new_tokens, limit))
-    cache = model.new_cache(len(ids), room) if hasattr(model, "new_cache") else None
-    texts = _texts_after(model, prompts, stops)
-    fed, memory = 0, {}            # columns that the cache already holds; what choosers remember
+    room = context.ids.shape[1] + int(min(max_new_tokens, limit))
+    cache = model.new_cache(len(prompts), room) if hasattr(model, "new_cache") else None
+    fed = 0                                               # columns that the cache already holds
     for n in range(1, max_new_tokens + 1):
-        new_mask = None if mask[:, fed:].all() else mask[:, fed:]
-        with torch.no_grad():
-            prediction = model(ids[:, fed:], mask=new_mask, cache=cache,
-                               attention=getattr(choose, "attention", False))
-        context = Context(ids, mask, given, row, memory)
-        draw, chosen, *known = _choose(model, prediction, choose, context, alternatives)
-        if cache is not None: fed = ids.shape[1]
-        ids = torch.cat([ids, chosen[:, None]], 1)
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        last = n == max_new_tokens
-        text, ended = _note(model, texts, row, chosen, mask.sum(1), end_ids, limit, last)
+        prediction, row = _ask(model, context, cache, fed, choose), context.row
+        draw, chosen, *known = _choose(model, prediction, choose, replace(context), alternatives)
+        if cache is not None: fed = context.ids.shape[1]
+        context, last = _longer(context, chosen), n == max_new_tokens
+        text, ended = _note(model, texts, row, chosen, context.lengths, end_ids, limit, last)
         yield Step(row, chosen, *known, draw, text, ended)
         keep = [j for j, why in enumerate(ended) if why is None]
         if not keep: return
-        if len(keep) < len(row):
-            ids, mask, given, row = ids[keep], mask[keep], given[keep], row[keep]
-            memory = {who: _pick(values, keep) for who, values in memory.items()}
+        if len(keep) < len(ended):
+            context = _fewer(context, keep)
             if cache is not None: cache.keep(keep)
 
 # %% ../nbs/01_loop.ipynb #6704de6d
 def stream(
-    model,               # a `LanguageModel`
+    model: LanguageModel,
     prompt,              # a str, ids (T,) or (B, T), or a list of either, of unequal lengths
     choose: Callable = greedy,  # (prediction, context) -> Draw
-    max_new_tokens=64,   # at most this many new tokens a row
+    max_new_tokens: int = 64,  # at most this many new tokens a row
     stop=None,           # ids and strings that end a row, besides the model's `eos`
     ignore_eos=False,    # go on after the model's `eos`
     alternatives=5,      # how many of the most probable tokens each step notes
@@ -322,6 +365,25 @@ def new_text(
     "The text of prompt and new ids together, less the text of the prompt."
     return _Text(decode, prompt_ids, encode=encode).grow([int(i) for i in ids], True, ended)
 
+# %% ../nbs/01_loop.ipynb #d23a8db8
+def _entries(texts):
+    "{ids: text} as a list: how much of ids and text is as in the entry before, and the rest."
+    entries, ids, text = [], (), ""
+    for key in sorted(texts):
+        new = texts[key]
+        a, b = len(commonprefix([ids, key])), len(commonprefix([text, new]))
+        entries.append((a, key[a:], b, new[b:]))
+        ids, text = key, new
+    return entries
+
+def _from_entries(entries):
+    "The {ids: text} of such a list."
+    texts, ids, text = {}, (), ""
+    for a, more, b, rest in entries:
+        ids, text = ids[:a] + more, text[:b] + rest
+        texts[ids] = text
+    return texts
+
 # %% ../nbs/01_loop.ipynb #6068beb2
 class KnownTexts:
     "Stands in for the model of a saved result: it knows the texts that the result has asked for."
@@ -339,21 +401,11 @@ class KnownTexts:
     def decode(self, ids): return self._ask(self.texts, tuple(map(int, ids)), "decode")
     def encode(self, text): return self._ask(self.ids, text, "encode")
 
-    def __getstate__(self):
-        entries, ids, text = [], (), ""
-        for key in sorted(self.texts):
-            new = self.texts[key]
-            a, b = len(commonprefix([ids, key])), len(commonprefix([text, new]))
-            entries.append((a, key[a:], b, new[b:]))
-            ids, text = key, new
-        return entries, self.ids
+    def __getstate__(self): return _entries(self.texts), self.ids
 
     def __setstate__(self, state):
-        self.model, self.texts, (entries, self.ids) = None, {}, state
-        ids, text = (), ""
-        for a, more, b, rest in entries:
-            ids, text = ids[:a] + more, text[:b] + rest
-            self.texts[ids] = text
+        self.model, (entries, self.ids) = None, state
+        self.texts = _from_entries(entries)
 
 # %% ../nbs/01_loop.ipynb #c61a437e
 class Result:
@@ -477,10 +529,10 @@ def _progress(steps, total):
 
 # %% ../nbs/01_loop.ipynb #d9999dc2
 def generate(
-    model,               # a `LanguageModel`
+    model: LanguageModel,
     prompt,              # a str, ids (T,) or (B, T), or a list of either, of unequal lengths
     choose: Callable = greedy,  # (prediction, context) -> Draw
-    max_new_tokens=64,   # at most this many new tokens a row
+    max_new_tokens: int = 64,  # at most this many new tokens a row
     stop=None,           # ids and strings that end a row, besides the model's `eos`
     ignore_eos=False,    # go on after the model's `eos`
     alternatives=5,      # how many of the most probable tokens each step notes
@@ -497,9 +549,34 @@ def generate(
         raise
     return result
 
+# %% ../nbs/01_loop.ipynb #a81ee3e5
+def _logprobs_of(logits, ids, known, where=""):
+    "Log-probability (B, T) of each id under its logits (B, T, V); nan where it is not known."
+    log_normalizer(logits.masked_fill(~known[..., None], 0), where)
+    return _log_softmax(logits).gather(2, ids[..., None])[..., 0].where(known, torch.nan)
+
+# %% ../nbs/01_loop.ipynb #63c08dfd
+def _in_chunks(model, ids, mask, chunk):
+    "(a, b, logits of positions a to b) up to the last position, whose logits nobody needs."
+    cache = model.new_cache(*ids.shape) if hasattr(model, "new_cache") else None
+    last = ids.shape[1] - 1
+    step = max(last, 1) if cache is None else chunk
+    for a in range(0, last, step):
+        b = min(a + step, last)
+        new_mask = None if mask[:, :b].all() else mask[:, a:b]
+        with torch.no_grad():
+            logits = model(ids[:, a:b], mask=new_mask, cache=cache, last_only=False).logits
+        check_answer(logits, len(ids), b - a, model.vocab_size)
+        yield a, b, logits
+
+# %% ../nbs/01_loop.ipynb #dd41b1c8
+def _to_front(values, mask):
+    "Rows (B, T), moved to the left by their padding, which then stands behind them."
+    return torch.stack([r.roll(int(m.sum()) - len(m)) for r, m in zip(values, mask)])
+
 # %% ../nbs/01_loop.ipynb #2229e183
 def score(
-    model,          # a `LanguageModel`
+    model: LanguageModel,
     text_or_ids,    # a str, ids (T,) or (B, T), or a list of either, of unequal lengths
     chunk=256,      # positions a call, if the model has a cache: bounds the memory for logits
 ):                  # (B, T) nats; nan where there is none: padding, a first token without a start
@@ -510,21 +587,11 @@ def score(
     begins = getattr(model, "start_ids", None) == []
     if begins:        # such a model predicts the first token after nothing: a column of padding
         ids, mask = torch.nn.functional.pad(ids, (1, 0)), torch.nn.functional.pad(mask, (1, 0))
-    cache = model.new_cache(*ids.shape) if hasattr(model, "new_cache") else None
-    last = ids.shape[1] - 1                                   # its prediction is not needed
     parts = []
-    for a in range(0, last, max(last, 1) if cache is None else chunk):
-        b = min(a + chunk, last) if cache is not None else last
-        new_mask = None if mask[:, :b].all() else mask[:, a:b]
-        with torch.no_grad():
-            logits = model(ids[:, a:b], mask=new_mask, cache=cache, last_only=False).logits
-        check_answer(logits, len(ids), b - a, model.vocab_size)
+    for a, b, logits in _in_chunks(model, ids, mask, chunk):
         known = mask[:, a + 1:b + 1] & (mask[:, a:b] | begins)
-        log_normalizer(logits.masked_fill(~known[..., None], 0), f" (row, position from {a})")
-        z = logits.log_softmax(-1, dtype=None if logits.dtype == torch.float64 else torch.float32)
-        found = z.gather(2, ids[:, a + 1:b + 1, None])[..., 0]
-        parts.append(found.where(known, torch.nan))
-    none = torch.full((len(ids), 1), torch.nan, dtype=torch.float32, device=ids.device)
-    out = torch.cat([none.to(parts[0].dtype) if parts else none, *parts], 1)
-    out = torch.stack([r.roll(int(m.sum()) - len(m)) for r, m in zip(out, mask)])
-    return out[:, :ids.shape[1] - begins]
+        where = f" (row, position from {a})"
+        parts.append(_logprobs_of(logits, ids[:, a + 1:b + 1], known, where))
+    dtype = parts[0].dtype if parts else torch.float32
+    first = torch.full((len(ids), 1), torch.nan, dtype=dtype, device=ids.device)
+    return _to_front(torch.cat([first, *parts], 1), mask)[:, :ids.shape[1] - begins]

@@ -17,8 +17,8 @@ from .checks import check_logits, in_float64, per_row
 
 # %% ../nbs/12_penalties.ipynb #32df050f
 def check_history(
-    ids,        # the text so far (..., N), integers
-    logits,     # (..., V), one row for each text
+    ids: torch.Tensor,  # the text so far (..., N), integers
+    logits: torch.Tensor,  # (..., V), one row for each text
     mask=None,  # (..., N) bool, False = padding; None: all are real
 ):              # ids (..., N) int64 with 0 at padding, and the mask
     "The text so far, fit for the rows of `logits`; an error names the row."
@@ -65,8 +65,8 @@ def _some_left(name, value, z):
 
 # %% ../nbs/12_penalties.ipynb #cf920948
 def token_counts(
-    ids,        # the text so far (..., N)
-    logits,     # (..., V), only its shape is read
+    ids: torch.Tensor,  # the text so far (..., N)
+    logits: torch.Tensor,  # (..., V), only its shape is read
     mask=None,  # (..., N) bool, False = padding
 ):              # (..., V) int64
     "How often each token of the vocabulary occurs in each text."
@@ -76,9 +76,9 @@ def token_counts(
 
 # %% ../nbs/12_penalties.ipynb #07f088c5
 def repetition_penalty(
-    logits,     # (..., V)
-    ids,        # the text so far, prompt included (..., N)
-    theta,      # above 1: repeat less; 1: off; a number, or (...), one a row
+    logits: torch.Tensor,  # (..., V)
+    ids: torch.Tensor,  # the text so far, prompt included (..., N)
+    theta: float | torch.Tensor,  # above 1: repeat less; 1: off; a number, or (...), one a row
     mask=None,  # (..., N) bool, False = padding
 ):              # (..., V), float32 at least
     "The CTRL rule: a token that was seen gets z / theta if z > 0, else z * theta."
@@ -91,8 +91,8 @@ def repetition_penalty(
 
 # %% ../nbs/12_penalties.ipynb #cc3f7eff
 def frequency_penalty(
-    logits,     # (..., V)
-    ids,        # the text whose tokens count (..., N)
+    logits: torch.Tensor,  # (..., V)
+    ids: torch.Tensor,  # the text whose tokens count (..., N)
     alpha,      # off each logit for each time the token was said; 0: off; a number, or (...)
     mask=None,  # (..., N) bool, False = padding
 ):              # (..., V), float32 at least
@@ -105,8 +105,8 @@ def frequency_penalty(
 
 # %% ../nbs/12_penalties.ipynb #8bde645e
 def presence_penalty(
-    logits,     # (..., V)
-    ids,        # the text whose tokens count (..., N)
+    logits: torch.Tensor,  # (..., V)
+    ids: torch.Tensor,  # the text whose tokens count (..., N)
     beta,       # off the logit of each token that was said at all; 0: off; a number, or (...)
     mask=None,  # (..., N) bool, False = padding
 ):              # (..., V), float32 at least
@@ -127,8 +127,8 @@ def _repeats(ids, mask, size):
 
 # %% ../nbs/12_penalties.ipynb #da8740da
 def no_repeat_ngram(
-    logits,     # (..., V)
-    ids,        # the text so far, prompt included (..., N)
+    logits: torch.Tensor,  # (..., V)
+    ids: torch.Tensor,  # the text so far, prompt included (..., N)
     n,          # no n tokens in a row occur twice; 0: off; a number, or (...), one a row
     mask=None,  # (..., N) bool, False = padding
 ):              # (..., V), float32 at least, banned tokens -inf
@@ -183,7 +183,7 @@ def bias_vector(
 
 # %% ../nbs/12_penalties.ipynb #200834f3
 def logit_bias(
-    logits,  # (..., V)
+    logits: torch.Tensor,  # (..., V)
     bias,    # added: {id: number}, or numbers (V,) or (..., V); -inf bans a token
 ):           # (..., V), float32 at least
     "Add a number to some logits, the same at every position."
@@ -209,8 +209,8 @@ def end_ids(
 
 # %% ../nbs/12_penalties.ipynb #5a5efcbd
 def min_length(
-    logits,     # (..., V)
-    generated,  # new tokens so far: a number, or (...), one a row
+    logits: torch.Tensor,  # (..., V)
+    generated: int | torch.Tensor,  # new tokens so far: a number, or (...), one a row
     least,      # how many there must be before the text may end; a number, or (...), one a row
     eos,        # the id that ends a text, or a list of them
 ):              # (..., V), float32 at least

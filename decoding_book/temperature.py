@@ -13,8 +13,8 @@ from .checks import check_number as _number    # the fused draw asks for it here
 
 # %% ../nbs/09_temperature.ipynb #16eaa92b
 def temperature(
-    logits,  # (..., V)
-    T,       # 0: greedy, 1: no change; a number, or (...), one a row
+    logits: torch.Tensor,  # (..., V)
+    T: float | torch.Tensor,  # 0: greedy, 1: no change; a number, or (...), one a row
 ):           # (..., V), float32 at least
     "Divide the logits by `T`; where T is 0, only the first maximum stays."
     z = check_logits(logits)

@@ -12,8 +12,8 @@ from .checks import check_logits, per_row
 
 # %% ../nbs/10_topk.ipynb #acc88c50
 def top_k(
-    logits,  # (..., V)
-    k,       # how many to keep; None or 0: all; a number, or (...), one a row
+    logits: torch.Tensor,  # (..., V)
+    k: int | torch.Tensor | None,  # how many to keep; None or 0: all; a number, or (...), one a row
 ):           # (..., V), float32 at least, removed tokens -inf
     "Keep the first min(k, finite) tokens, ranked by descending logit, equal logits by lower id."
     z = check_logits(logits)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['scaled_scores', 'visible', 'SelfAttention', 'FeedForward', 'Block', 'sinusoids', 'row_numbers', 'KVCache',
-           'GPTConfig', 'GPT', 'play_files', 'scenes', 'shakespeare', 'pack', 'batch', 'text_loss', 'held_out_loss',
-           'initialise', 'Adam', 'clip_gradient', 'learning_rate', 'Recipe', 'Trainer', 'new_training', 'load_gpt']
+           'GPTConfig', 'places', 'GPT', 'play_files', 'scenes', 'shakespeare', 'pack', 'batch', 'text_loss',
+           'held_out_loss', 'initialise', 'Adam', 'clip_gradient', 'learning_rate', 'Recipe', 'Trainer', 'new_training',
+           'load_gpt']
 
 # %% ../nbs/03_transformer.ipynb #7591e12a
 import hashlib
@@ -24,7 +25,7 @@ from torch import nn
 
 from .checkpoints import (alone, cache_folder, fingerprint, load_checkpoint,
                                        one_thread, save_checkpoint, usable_checkpoint)
-from .checks import text_ids
+from .checks import text_ids, whole
 from .loop import Prediction
 
 # %% ../nbs/03_transformer.ipynb #ba1e4650
@@ -100,26 +101,9 @@ def sinusoids(
     angles = torch.arange(length)[:, None] / slowing
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
 
-# %% ../nbs/03_transformer.ipynb #32cdb639
-def row_numbers(
-    rows,    # a list or tensor
-    count,   # how many rows there are now
-    room,    # and how many there may be
-    device="cpu",
-):           # int64 (n,)
-    "Row numbers for `reorder` and `keep`, checked."
-    numbers = torch.as_tensor(rows, device=device)
-    whole = not (numbers.is_floating_point() or numbers.dtype == torch.bool)
-    if numbers.ndim != 1 or len(numbers) and not whole:
-        raise ValueError(f"rows: {rows!r} are not row numbers")
-    if len(numbers) > room or ((numbers < 0) | (numbers >= count)).any():
-        raise ValueError(f"rows: {numbers.tolist()} for a cache of {count} rows and memory "
-                         f"for {room}")
-    return numbers.long()
-
-# %% ../nbs/03_transformer.ipynb #c355bbbf
-class KVCache:
-    "Keys and values of all layers for the positions so far, in memory set aside once."
+# %% ../nbs/03_transformer.ipynb #a59711b1
+class _Slots:
+    "Keys and values of all layers, in memory set aside once."
     def __init__(
         self,
         shape,     # layers, rows, key heads, length, numbers a head
@@ -132,6 +116,15 @@ class KVCache:
         self.capacity, self.rows = (shape[1], shape[3]), shape[1]
         self.length, self.padded = 0, False          # positions filled; was any of them padding?
 
+    def put(self, layer, k, v):
+        "Write a layer's new keys and values (B, G, T, size); all it has so far, as views."
+        B, n, N = len(k), self.length, self.length + k.shape[2]
+        self.keys[layer, :B, :, n:N], self.values[layer, :B, :, n:N] = k, v
+        return self.keys[layer, :B, :, :N], self.values[layer, :B, :, :N]
+
+# %% ../nbs/03_transformer.ipynb #692ceb0b
+class _Filled(_Slots):
+    "And which of the slots are filled, by what."
     def extend(self, B, T, mask=None):
         "Note T more positions of B rows. The mask (B, N) of all keys, or None if all are real."
         if B > self.capacity[0] or self.length and B != self.rows:
@@ -145,12 +138,26 @@ class KVCache:
         self.padded = self.padded or mask is not None
         return self.mask[:B, :N] if self.padded else None
 
-    def put(self, layer, k, v):
-        "Write a layer's new keys and values (B, G, T, size); all it has so far, as views."
-        B, n, N = len(k), self.length, self.length + k.shape[2]
-        self.keys[layer, :B, :, n:N], self.values[layer, :B, :, n:N] = k, v
-        return self.keys[layer, :B, :, :N], self.values[layer, :B, :, :N]
+# %% ../nbs/03_transformer.ipynb #32cdb639
+def row_numbers(
+    rows,    # a list or tensor
+    count,   # how many rows there are now
+    room,    # and how many there may be
+    device="cpu",
+):           # int64 (n,)
+    "Row numbers for `reorder` and `keep`, checked."
+    numbers = torch.as_tensor(rows, device=device)
+    integers = not (numbers.is_floating_point() or numbers.dtype == torch.bool)
+    if numbers.ndim != 1 or len(numbers) and not integers:
+        raise ValueError(f"rows: {rows!r} are not row numbers")
+    if len(numbers) > room or ((numbers < 0) | (numbers >= count)).any():
+        raise ValueError(f"rows: {numbers.tolist()} for a cache of {count} rows and memory "
+                         f"for {room}")
+    return numbers.long()
 
+# %% ../nbs/03_transformer.ipynb #c355bbbf
+class KVCache(_Filled):
+    "Keys and values of all layers for the positions so far, in memory set aside once."
     def reorder(self, rows):
         "Make row i what row `rows[i]` was. Rows may repeat, grow up to the memory, or leave."
         rows = row_numbers(rows, self.rows, self.capacity[0], self.mask.device)
@@ -176,57 +183,20 @@ class GPTConfig:
     heads: int = 4        # they divide the width
 
     def __post_init__(self):
+        for name in ("context", "width", "layers", "heads"): whole(name, getattr(self, name))
         if len(set(self.chars)) != len(self.chars) or not self.chars:
             raise ValueError(f"chars: {self.chars!r} is empty or names a character twice")
         if self.width % self.heads or self.width % 2:
             raise ValueError(f"width: {self.width} is odd, or does not divide into "
                              f"{self.heads} heads")
 
-# %% ../nbs/03_transformer.ipynb #1cec370f
-class GPT(nn.Module):
-    "A decoder-only transformer over characters: ids in, logits out."
+# %% ../nbs/03_transformer.ipynb #b63d78a9
+class _Characters:
+    "Text as ids and back: two marks, then the characters of `config`."
     start, eos = 0, 1                  # the marks; the characters follow
 
-    def __init__(self, config):
-        super().__init__()
-        self.config, self.context, self.start_ids = config, config.context, [self.start]
-        self.vocab_size = len(config.chars) + 2
-        self.embedding = nn.Embedding(self.vocab_size, config.width)
-        self.register_buffer("positions", sinusoids(config.context, config.width), persistent=False)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
-        self.head = nn.Linear(config.width, self.vocab_size)
-        self.float()                                       # whatever torch's default dtype is
-
-    def forward(self, ids, mask=None, cache=None, last_only=True, attention=False):
-        B, T = ids.shape
-        if mask is not None and mask.shape != ids.shape:
-            raise ValueError(f"mask: shape {tuple(mask.shape)}, expected {tuple(ids.shape)}")
-        for id in ids[(ids < 0) | (ids >= self.vocab_size)][:1].tolist():
-            raise ValueError(f"ids: {id} is outside the vocabulary 0..{self.vocab_size - 1}")
-        keys = mask if cache is None else cache.extend(B, T, mask)
-        if keys is None:
-            keys = ids.new_ones(1, T + (cache.length if cache is not None else 0)).bool()
-        places = (keys.cumsum(1) - 1).clamp(min=0)[:, -T:]           # padding does not count
-        if places.max() >= self.context:
-            raise ValueError(f"ids: {int(places.max()) + 1} tokens, and the context has "
-                             f"{self.context}")
-        x, allowed, newest = self.embedding(ids) + self.positions[places], visible(keys, T), []
-        for layer, block in enumerate(self.blocks):
-            x, scores = block(x, allowed, cache, layer)
-            newest.append(scores)
-        if cache is not None: cache.length += T
-        logits = self.head(x[:, -1] if last_only else x)
-        if not attention: return Prediction(logits, cache)
-        return Prediction(logits, cache, torch.stack(newest, 1), keys.expand(B, -1))
-
     @property
-    def device(self): return self.head.weight.device
-
-    def new_cache(self, rows, length):
-        "An empty cache with memory for `rows` rows of `length` positions."
-        c = self.config
-        shape = (c.layers, rows, c.heads, length, c.width // c.heads)
-        return KVCache(shape, self.head.weight.dtype, self.device)
+    def vocab_size(self): return len(self.config.chars) + 2
 
     def encode(self, text):
         "The start mark, then an id a character."
@@ -241,6 +211,67 @@ class GPT(nn.Module):
         ids = text_ids(ids, self.vocab_size).tolist()
         names = ["\n\n", "", *self.config.chars]
         return "".join(names[i] for i in (ids[1:] if ids[:1] == [self.start] else ids))
+
+# %% ../nbs/03_transformer.ipynb #1cec370f
+class _Parts(nn.Module):
+    "The parts of a GPT, untrained."
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.context, self.start_ids = config, config.context, [self.start]
+        self.embedding = nn.Embedding(self.vocab_size, config.width)
+        self.register_buffer("positions", sinusoids(config.context, config.width), persistent=False)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
+        self.head = nn.Linear(config.width, self.vocab_size)
+        self.float()                                       # whatever torch's default dtype is
+
+    @property
+    def device(self): return self.head.weight.device
+
+    def new_cache(self, rows, length):
+        "An empty cache with memory for `rows` rows of `length` positions."
+        c, rows, length = self.config, whole("rows", rows), whole("length", length)
+        shape = (c.layers, rows, c.heads, length, c.width // c.heads)
+        return KVCache(shape, self.head.weight.dtype, self.device)
+
+# %% ../nbs/03_transformer.ipynb #a25a97fe
+def places(
+    keys,    # (B, N) bool, False = padding
+    T,       # how many of the newest slots are asked for
+):           # (B, T)
+    "Where the newest slots stand in their texts, padding not counted."
+    return (keys.cumsum(1) - 1).clamp(min=0)[:, -T:]
+
+# %% ../nbs/03_transformer.ipynb #d95de7eb
+class GPT(_Characters, _Parts):
+    "A decoder-only transformer over characters: ids in, logits out."
+    def forward(self, ids, mask=None, cache=None, last_only=True, attention=False):
+        B, T = ids.shape
+        self.check(ids, mask)
+        keys = mask if cache is None else cache.extend(B, T, mask)
+        if keys is None:
+            keys = ids.new_ones(1, T + (cache.length if cache is not None else 0)).bool()
+        x, allowed, newest = self.embed(ids, keys), visible(keys, T), []
+        for layer, block in enumerate(self.blocks):
+            x, scores = block(x, allowed, cache, layer)
+            newest.append(scores)
+        if cache is not None: cache.length += T
+        logits = self.head(x[:, -1] if last_only else x)
+        if not attention: return Prediction(logits, cache)
+        return Prediction(logits, cache, torch.stack(newest, 1), keys.expand(B, -1))
+
+    def check(self, ids, mask):
+        "Refuse a mask of another shape, and ids outside the vocabulary."
+        if mask is not None and mask.shape != ids.shape:
+            raise ValueError(f"mask: shape {tuple(mask.shape)}, expected {tuple(ids.shape)}")
+        for id in ids[(ids < 0) | (ids >= self.vocab_size)][:1].tolist():
+            raise ValueError(f"ids: {id} is outside the vocabulary 0..{self.vocab_size - 1}")
+
+    def embed(self, ids, keys):
+        "A row of numbers for each token (B, T, width), its position added."
+        at = places(keys, ids.shape[1])
+        if at.max() >= self.context:
+            raise ValueError(f"ids: {int(at.max()) + 1} tokens, and the context has {self.context}")
+        return self.embedding(ids) + self.positions[at]
 
 # %% ../nbs/03_transformer.ipynb #071c8594
 def play_files(
@@ -403,9 +434,9 @@ class Recipe:
     every: int = 200       # steps from one look at held-out text, and checkpoint, to the next
     seed: int = 0
 
-# %% ../nbs/03_transformer.ipynb #e10ddad7
-class Trainer:
-    "Training that can be cut off anywhere and go on with the same result."
+# %% ../nbs/03_transformer.ipynb #ecf06e70
+class _Training:
+    "A training and how far it is."
     def __init__(
         self,
         model,        # a `GPT`, trained in place
@@ -429,6 +460,9 @@ class Trainer:
                  if self.path and Path(self.path).exists() else "there is no checkpoint yet")
         raise ValueError(f"training: {what} is {value} at step {self.step}; {saved}")
 
+# %% ../nbs/03_transformer.ipynb #fa649ce2
+class _Steps(_Training):
+    "And what a step does."
     def advance(self):
         "One step."
         r, n = self.recipe, self.step
@@ -443,21 +477,9 @@ class Trainer:
         self.losses.append(loss.item())
         self.norms.append(norm)
 
-    def look(self):
-        "Measure the held-out loss and write a checkpoint."
-        loss = held_out_loss(self.model, self.held, rows=64)
-        self.check("the held-out loss", loss)
-        self.looks.append((self.step, loss))
-        if self.path is not None: self.save(self.path)
-
-    def run(self):
-        "Train to the end, from the checkpoint if there is one."
-        if self.path is not None and Path(self.path).exists(): self.load(self.path)
-        for _ in _loss_bar(self):
-            self.advance()
-            if self.step % self.recipe.every == 0 or self.step == self.recipe.steps: self.look()
-        return self
-
+# %% ../nbs/03_transformer.ipynb #105aabe8
+class _Kept(_Steps):
+    "And how it is written down."
     def state(self):
         "All that changes in training, as tensors."
         adam = {f"adam.{kind}.{i}": t for kind in ("means", "squares")
@@ -482,7 +504,7 @@ class Trainer:
         self.looks = [(int(step), loss) for step, loss in tensors["history.looks"].tolist()]
         self.adam.steps = self.step
 
-# %% ../nbs/03_transformer.ipynb #8dc5122f
+# %% ../nbs/03_transformer.ipynb #056b0d08
 def _loss_bar(trainer):
     "The steps that are left, behind a tqdm bar that shows the loss (if tqdm is installed)."
     steps = range(trainer.step, trainer.recipe.steps)
@@ -497,6 +519,24 @@ def _loss_bar(trainer):
             yield n
             bar.set_postfix_str(f"loss {trainer.losses[-1]:.3f}", refresh=False)
             bar.update()
+
+# %% ../nbs/03_transformer.ipynb #e10ddad7
+class Trainer(_Kept):
+    "Training that can be cut off anywhere and go on with the same result."
+    def look(self):
+        "Measure the held-out loss and write a checkpoint."
+        loss = held_out_loss(self.model, self.held, rows=64)
+        self.check("the held-out loss", loss)
+        self.looks.append((self.step, loss))
+        if self.path is not None: self.save(self.path)
+
+    def run(self):
+        "Train to the end, from the checkpoint if there is one."
+        if self.path is not None and Path(self.path).exists(): self.load(self.path)
+        for _ in _loss_bar(self):
+            self.advance()
+            if self.step % self.recipe.every == 0 or self.step == self.recipe.steps: self.look()
+        return self
 
 # %% ../nbs/03_transformer.ipynb #b30db392
 def new_training(

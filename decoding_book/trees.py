@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TREE_CSS', 'COLUMN', 'THIN', 'LINES', 'STEP', 'BOX', 'ROW', 'branches', 'bands', 'svg_text', 'svg_title', 'fitted',
-           'figure', 'band_svg', 'path_svg', 'names_svg', 'tree_html', 'box_svg', 'edge_svg', 'beam_html']
+           'figure', 'band_svg', 'path_svg', 'names_svg', 'tree_html', 'box_svg', 'edge_svg', 'beam_html',
+           'record_html']
 
 # %% ../nbs/A_trees.ipynb #dd2a4646
 import math
@@ -219,3 +220,19 @@ def beam_html(
     if rows > most: edges += line
     label = f"Beam of {most} over {len(steps)} step{'s' * (len(steps) > 1)}"
     return figure(edges + boxes, width, 32 + ROW * rows, label, caption, fixed=True)
+
+# %% ../nbs/A_trees.ipynb #2d26e8c3
+def record_html(
+    steps: list,     # for each step the paths kept and cut: `.ids .total .score .finished`
+    decode,          # list of ids -> str
+    winner: list,    # ids of the text to follow
+    most: int = 10,  # steps to draw
+) -> str:            # empty if there is no record, or more than 8 paths a step
+    "The first steps of a beam search as a picture."
+    if not steps or max(len(kept) for kept, _ in steps) > 8: return ""
+    def entry(path):
+        return dict(ids=path.ids, token=decode([path.ids[-1]]), text=decode(list(path.ids)),
+                    logprob=path.total, score=path.score, finished=path.finished)
+    drawn = [[list(map(entry, paths)) for paths in step] for step in steps[:most]]
+    more = f"; the first {most} of {len(steps)} steps" if len(steps) > most else ""
+    return beam_html(drawn, tuple(winner), f"Kept above the line, cut below it{more}")

@@ -1,4 +1,6 @@
-"""What all tests share: the size of the counts (`--full`), recorded results (`--record`), and the built site (`--site`)."""
+"""What all tests share: the size of the counts (`--full`), recorded results (`--record`), and the
+built site (`--site`)."""
+
 import json
 import os
 import platform
@@ -12,14 +14,13 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
-sys.path.append(str(ROOT))  # for benchmarks/; last, so that a broken copy of the package comes first
-# The files that take longest, longest first: with two workers neither is left alone with a long one at the end.
-LONG = ["cuda", "smollm", "browser", "sampler", "project", "cuda_compile", "beam", "entropix", "fused", "search",
-        "transformer", "site"]
+# for benchmarks/; last, so that a broken copy of the package comes first
+sys.path.append(str(ROOT))
 
 
 class Recorder:
     "Gathers what tests record, from every worker."
+
     results = {}
 
     def pytest_runtest_logreport(self, report):
@@ -35,19 +36,14 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.pluginmanager.register(Recorder())
-    config.option.loadscopereorder = False  # pytest-xdist: take the files as they come
-    if not config.getoption("--full"):  # the same examples every time; the full counts look for new ones
+    # the same examples every time; the full counts look for new ones
+    if not config.getoption("--full"):
         settings.register_profile("repeatable", derandomize=True)
         settings.load_profile("repeatable")
     if os.environ.get("PYTEST_XDIST_WORKER"):  # several tests run at once: a thread for each
         os.environ["OMP_NUM_THREADS"] = "1"
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
-
-
-def pytest_collection_modifyitems(items):
-    rank = {f"test_{name}": n for n, name in enumerate(LONG)}
-    items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(scope="session")
@@ -58,10 +54,13 @@ def full(request):
 
 @pytest.fixture
 def record(request):
-    "`record(name, value)` keeps a result for benchmarks/verify.json. Values are what JSON can hold."
+    """`record(name, value)` keeps a result for benchmarks/verify.json. Values are what JSON can
+    hold."""
+
     def keep(name, value):
         plain = json.loads(json.dumps(value, default=float))  # NumPy's numbers cannot travel
         request.node.user_properties.append(("record", (name, plain)))
+
     return keep
 
 
@@ -79,12 +78,15 @@ def pytest_sessionfinish(session, exitstatus):
     import torch
 
     from benchmarks.common import now, processor, write
+
     out = {
         "commit": git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else ""),
         "date": now(),
         "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()}",
-        "python": platform.python_version(), "torch": torch.__version__,
-        "full": session.config.getoption("--full"), "passed": exitstatus == 0,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "full": session.config.getoption("--full"),
+        "passed": exitstatus == 0,
         "results": dict(sorted(Recorder.results.items())),
     }
     write(Path(path), out)
@@ -107,16 +109,64 @@ def site(request, tmp_path_factory):
                 return out
             time.sleep(0.2)
         pytest.fail("the site was not built by the other test worker")
-    done = subprocess.run([sys.executable, ROOT / "tools/build_site.py", "--project", ROOT,
-                           "--out", shared / "site.new", "--work", shared / "stage"],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "tools/build_site.py",
+            "--project",
+            ROOT,
+            "--out",
+            shared / "site.new",
+            "--work",
+            shared / "stage",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     (shared / "site.new").rename(out)
     return out
+
+
+@pytest.fixture(scope="session")
+def reference():
+    "SmolLM2's weights and entries as the package gguf reads them."
+    from benchmarks.common import reference_weights
+    from decoding_book.smollm import weights_path
+
+    return reference_weights(weights_path())
+
+
+@pytest.fixture(scope="session")
+def peer(reference):
+    "SmolLM2 as a model of transformers."
+    from benchmarks.common import transformers_peer
+
+    return transformers_peer(reference[0])
+
+
+@pytest.fixture(scope="session")
+def model():
+    "SmolLM2."
+    from decoding_book.smollm import SmolLM2
+
+    return SmolLM2()
+
+
+@pytest.fixture(scope="session")
+def batch(model):
+    "64 greedy tokens of ten prompts of unequal length, decoded by SmolLM2 as one batch."
+    from texts import PROMPTS
+
+    from decoding_book.loop import generate
+
+    assert len({len(model.encode(p)) for p in PROMPTS[:10]}) > 3
+    return generate(model, PROMPTS[:10], max_new_tokens=64, ignore_eos=True, alternatives=2)
 
 
 @pytest.fixture
 def project(tmp_path):
     "A copy of the project to change at will."
     from execute import copy_project
+
     return copy_project(tmp_path / "project")

@@ -1,105 +1,330 @@
-"""Beam search against transformers' own, on its own logits."""
+"""Beam search, alone and beside the exact ones: the oracle's cases, brute force over random worlds,
+ties, caches."""
 
-from collections import Counter
+import math
 
+import numpy as np
 import pytest
 import torch
+from worlds import CASES, Cached, Counted, Deep, case, markov, padded
 
-from decoding_book.beam import beam_search
-from decoding_book.huggingface import HuggingFace
-from decoding_book.loop import left_pad
-from decoding_book.smollm import SmolLM2, dequantise, read_gguf, weights_path
-
-transformers = pytest.importorskip("transformers")
-V = 40
-
-
-def tiny(seed):
-    """A random model of one layer, neither flat nor certain, and a token it likes, as end mark."""
-    torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        vocab_size=V, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, bos_token_id=None, eos_token_id=None,
-        pad_token_id=0, tie_word_embeddings=False)
-    model = transformers.LlamaForCausalLM(config).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.ndim == 2: p.normal_(0, .8)
-        model.lm_head.weight.normal_(0, .45)
-        liked = model(torch.randint(1, V, (8, 8))).logits.softmax(-1).mean((0, 1))
-    return model, liked[1:].topk(4).indices[seed % 4].item() + 1
+from decoding_book.beam import beam_search, row_best
+from decoding_book.exhaustive import (
+    Hypotheses,
+    best_first_search,
+    exhaustive_search,
+    n_largest,
+)
+from decoding_book.greedy import greedy_search
+from decoding_book.loop import Prediction, score
+from decoding_book.toy import TableModel, six_words
 
 
-def theirs(model, prompts, eos, width, tokens, penalty, early):
-    ids, mask = left_pad(prompts)
-    model.generation_config.eos_token_id = eos
-    out = model.generate(
-        ids, attention_mask=mask.long(), num_beams=width, num_return_sequences=width, max_new_tokens=tokens,
-        length_penalty=penalty, early_stopping=early, do_sample=False, eos_token_id=eos, pad_token_id=0,
-        return_dict_in_generate=True, output_scores=True)
-    new, rows = out.sequences[:, ids.shape[1]:].tolist(), []
-    for r in new:
-        rows.append(r[:r.index(eos) + 1] if eos in r else r)
-    scores = out.sequences_scores.tolist()
-    return [list(zip(rows[i:i + width], scores[i:i + width])) for i in range(0, len(rows), width)]
+@pytest.mark.parametrize("name", CASES)
+def test_oracle_beam(name):
+    _, T, get = case(name)
+    for i, k in enumerate(get("ks").tolist()):
+        model = case(name)[0]
+        found = beam_search(model, "", k, T)
+        assert padded(found[0], T) == get("beam_seq")[i].tolist()
+        assert abs(found[0].logprob - get("beam_logp")[i]) < 1e-9
+        assert model.rows == found.rows == get("beam_calls")[i]
 
 
-def ours(model, prompts, eos, width, tokens, penalty, early):
-    if not isinstance(model, SmolLM2): model = HuggingFace(model)
-    found = beam_search(model, prompts, width, tokens, penalty, n_best=width, stop=eos,
-                        ignore_eos=True, early_stopping=early, dialect="huggingface")
-    return [[(h.ids.tolist(), h.score) for h in one] for one in found]
+@pytest.mark.parametrize("name", CASES)
+def test_oracle_whole_beam(name):
+    model, T, get = case(name)
+    found = beam_search(model, "", 3, T, n_best=3)
+    assert [padded(h, T) for h in found] == get("beam3_seqs").tolist()
+    assert np.abs([h.logprob for h in found] - get("beam3_logps")).max() < 1e-9
 
 
-def compare(a, b):
-    "The same sequences in the same order; sequences cut at the end are as long as asked for."
-    for one, other in zip(a, b, strict=True):
-        assert [ids for ids, _ in one] == [ids for ids, _ in other]
-        assert max(abs(s - t) for (_, s), (_, t) in zip(one, other)) < 1e-3
+# Brute force
 
 
-def test_huggingface(full, record):
-    seeds, tokens = (range(504) if full else (0, 1, 2, 15, 32, 40, 49)), 12    # False and "never" differ in the last four
-    tally, differ = Counter(), Counter()
-    for seed in seeds:
-        (model, eos), draw = tiny(seed), torch.Generator().manual_seed(seed)
-        sizes = torch.randint(1, 6, (2,), generator=draw).tolist()
-        prompts = [torch.randint(1, V, (n,), generator=draw) for n in sizes]
-        for width in 2, 4, 8:
-            for penalty in (1., (0., 2., -1.)[seed % 3]):
-                modes = {}
-                for early in False, True, "never":
-                    modes[early] = ours(model, prompts, eos, width, tokens, penalty, early)
-                    compare(modes[early], theirs(model, prompts, eos, width, tokens, penalty, early))
-                for row in range(2):
-                    tally["compared"] += 1
-                    tally["ended"] += any(eos in ids for early in modes for ids, _ in modes[early][row])
-                    one = {early: [ids for ids, _ in modes[early][row]] for early in modes}
-                    for a, b in (False, True), (False, "never"), (True, "never"):
-                        differ[f"{a} and {b}"] += one[a] != one[b]
-    assert tally["ended"] >= tally["compared"] / 2
-    assert min(differ.values()) > 0
-    record("beam against transformers", {"models": len(seeds), "prompts a call": 2, "calls": tally["compared"] * 3 // 2,
-           "rows of prompts compared in 3 modes": tally["compared"], "with an end mark": tally["ended"], "prompts on which two modes differ": dict(differ)})
+def world(seed):
+    """A random tree with an end mark, some of its words impossible; sharper or flatter by seed."""
+    g = torch.Generator().manual_seed(seed)
+    V, T = (3, 4, 2, 3)[seed % 4], (4, 3, 6, 5)[seed % 4]
+    tree = []
+    for t in range(T):
+        z = (
+            torch.randn((V,) * (t + 1), generator=g, dtype=torch.float64)
+            * (0.5, 1.5, 3.0)[seed % 3]
+        )
+        if seed % 5 == 0:
+            z[torch.rand(z.shape, generator=g) < 0.2] = -torch.inf
+        z[..., -1] = z[..., -1].clamp(min=-5)  # one word is always possible
+        tree.append(z.softmax(-1))
+    return tree, V, T, V - 1 if seed % 2 else 0
 
 
-PROMPTS = ["The capital of France is", "It was a quiet morning in the city when", "Once upon a time",
-           "In a shocking finding, scientists discovered", "My grandmother always told me that", "To make a good soup, you",
-           "The night sky over the desert", "Water boils at"]
+def brute_force(tree, V, T, eos):
+    """Every complete text, best first, by recursion over plain numbers."""
+    found = []
+
+    def visit(ids, p):
+        if ids and (ids[-1] == eos or len(ids) == T):
+            return found.append((-p, ids))
+        for w, q in enumerate(tree[len(ids)][ids].tolist()):
+            if q > 0:
+                visit(ids + (w,), p + math.log(q))
+
+    visit((), 0.0)
+    return sorted(found)
 
 
-def test_huggingface_smollm(full, record):
-    """SmolLM2 and transformers' Llama with the same weights, a full stop as the end mark."""
-    from benchmarks.common import transformers_peer
-    ours_model = SmolLM2()
-    weights = {name: dequantise(*tensor) for name, tensor in read_gguf(weights_path())[1].items()}
-    peer, dot = transformers_peer(weights), ours_model.encode(".")[0]
-    texts, tokens = (PROMPTS, 32) if full else (PROMPTS[:2], 12)
-    prompts, ended = [torch.tensor(ours_model.encode(t)) for t in texts], 0
-    for early in (False, True, "never") if full else (False,):
-        found = ours(ours_model, prompts, dot, 4, tokens, 1., early)
-        compare(found, theirs(peer, prompts, dot, 4, tokens, 1., early))
-        ended += sum(dot in ids for one in found for ids, _ in one)
-    assert ended
-    record("beam 4 on SmolLM2 against transformers, '.' ends a text", {
-        "prompts": len(texts), "tokens": tokens, "modes": 3 if full else 1, "hypotheses that ended": ended})
+def test_brute_force(full, record):
+    worlds, widths = (2400 if full else 100), (1, 2, 3, 4, 8)
+    regrets, missed = {k: [] for k in widths}, dict.fromkeys(widths, 0)
+    for seed in range(worlds):
+        tree, V, T, eos = world(seed)
+        truth = brute_force(tree, V, T, eos)
+        model = TableModel.from_tree(tree, eos=eos)
+        every = exhaustive_search(model, "", T, n_best=12)
+        first = best_first_search(model, "", T, n_best=12, batch=1 + seed % 3, chunk=1 + seed % 4)
+        one = best_first_search(model, "", T)
+        for found in every, first, one:
+            assert found.proven
+            assert [tuple(h.ids.tolist()) for h in found] == [ids for _, ids in truth[: len(found)]]
+            assert max(abs(h.logprob + p) for h, (p, _) in zip(found, truth)) < 1e-9
+        assert len(every) == len(first) == min(12, len(truth))
+        assert one.rows <= T * math.exp(truth[0][0]) + 1e-9  # T / probability of the best
+        assert [h.finished for h in every] == [ids[-1] == eos for _, ids in truth[:12]]
+        for k in widths:
+            found = beam_search(model, "", k, T)
+            assert found[0].ids.equal(beam_search(model, "", k, T, early_stopping=False)[0].ids)
+            if k == 1:
+                assert found[0].ids.equal(greedy_search(model, "", T).ids)
+            regrets[k].append(-truth[0][0] - found[0].logprob)
+            missed[k] += regrets[k][-1] > 1e-9
+        whole = beam_search(model, "", V ** (T - 1), T)
+        assert tuple(whole[0].ids.tolist()) == truth[0][1]
+    assert min(map(min, regrets.values())) > -1e-9
+    assert sum(regrets[1]) > sum(regrets[2]) > sum(regrets[4])
+    record(
+        "regret over random worlds with end marks",
+        {
+            "worlds": worlds,
+            "missed by width": missed,
+            "mean regret in nats": {k: round(sum(r) / worlds, 5) for k, r in regrets.items()},
+            "largest regret in nats": {k: round(max(r), 3) for k, r in regrets.items()},
+        },
+    )
+
+
+@pytest.mark.parametrize("mode", [None, "never", False, True])
+@pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0, 2.0, -0.5])
+def test_length_penalty_and_stopping(mode, penalty):
+    for seed in range(12):
+        tree, V, T, eos = world(seed)
+        model = TableModel.from_tree(tree, eos=eos)
+        ranked = sorted((p / len(ids) ** penalty, ids) for p, ids in brute_force(tree, V, T, eos))
+        found = beam_search(model, "", V ** (T - 1), T, penalty, n_best=2, early_stopping=mode)
+        assert all(abs(h.score - h.logprob / len(h) ** penalty) < 1e-12 for h in found)
+        if mode is not True:
+            assert [tuple(h.ids.tolist()) for h in found] == [
+                ids for _, ids in ranked[: len(found)]
+            ]
+        narrow = [
+            beam_search(model, "", 3, T, penalty, n_best=2, early_stopping=m)
+            for m in ("never", False, True)
+        ]
+        a, b = ([(h.ids.tolist(), h.score) for h in one] for one in narrow[:2])
+        assert a == b and narrow[2].rows <= narrow[1].rows <= narrow[0].rows
+
+
+# Ties
+
+
+def test_ties_go_to_smaller_ids():
+    V, T = 3, 3
+    flat = TableModel.from_tree([torch.full((V,) * (t + 1), 1 / V) for t in range(T)])
+    first = [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1]]
+    for found in (
+        exhaustive_search(flat, "", T, n_best=5),
+        best_first_search(flat, "", T, n_best=5, chunk=1),
+        best_first_search(flat, "", T, n_best=5, batch=4),
+        beam_search(flat, "", 5, T, n_best=5),
+    ):
+        assert [h.ids.tolist() for h in found] == first
+
+
+def test_cut_ties_of_topk():
+    g = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        z = torch.randint(0, 4, (3, 300), generator=g).double()
+        z[0, :250] = -torch.inf
+        totals = torch.randint(-3, 1, (3,), generator=g).double()
+        orders = [sorted(range(300), key=lambda i: (-row[i], i)) for row in z.tolist()]
+        for n in (1, 2, 7, 299, 300, 400):
+            at, logp, sums = row_best(z, totals, n)
+            for r, (row, order) in enumerate(zip(z.tolist(), orders)):
+                real = [i for i in order[:n] if row[i] > -torch.inf]
+                got = sorted(
+                    i for i, lp in zip(at[r].tolist(), logp[r].tolist()) if lp > -torch.inf
+                )
+                assert got == sorted(real)
+        assert n_largest(z[0], 7).tolist() == orders[0][:7]
+
+
+@pytest.mark.parametrize("dialect, width", [(None, 1), (None, 2), (None, 5), ("huggingface", 3)])
+def test_beam_with_a_cache(dialect, width):
+    prompts = [[1, 2, 3], [4], [0, 0, 2, 1, 3]]
+    plain, cached = Deep(), Cached(Deep())
+    options = dict(n_best=width, length_penalty=0.5, dialect=dialect)
+    a, b = (beam_search(m, prompts, width, 7, **options) for m in (plain, cached))
+    for one, other, prompt in zip(a, b, prompts):
+        alone = beam_search(plain, prompt, width, 7, **options)
+        expected = [(h.ids.tolist(), h.score) for h in one]
+        assert (
+            expected
+            == [(h.ids.tolist(), h.score) for h in other]
+            == [(h.ids.tolist(), h.score) for h in alone]
+        )
+        assert one.rows == other.rows == alone.rows
+    assert cached.fed[0] == (3, 5)  # the prompts once, one row each
+    assert all(shape[1] == 1 for shape in cached.fed[1:])  # then only the newest ids
+    assert len(cached.caches) == 1 and cached.caches[0].capacity == (3 * width, 5 + 7)
+    assert cached.rows == sum(h.rows for h in b)
+
+
+def test_scores_are_the_models_own():
+    model = markov()
+    for found in (
+        beam_search(model, [1, 2], 4, 6, n_best=4),
+        exhaustive_search(model, [1, 2], 4),
+        best_first_search(model, [1, 2], 4, n_best=3),
+    ):
+        for h in found:
+            whole = score(model, [1, 2] + h.ids.tolist())[0, 2:]
+            assert (
+                torch.allclose(whole, h.logprobs, atol=1e-12)
+                and abs(whole.sum() - h.logprob) < 1e-12
+            )
+
+
+class Shifted(Counted):
+    """The same distributions from logits that are not log-probabilities."""
+
+    def __call__(self, ids, **options):
+        p = super().__call__(ids, **options)
+        return Prediction(p.logits + 3.0 + ids.sum(-1, keepdim=True))
+
+
+def test_logits_need_not_be_normalised():
+    plain, shifted = markov(), Shifted(markov())
+    for search in (
+        lambda m: beam_search(m, [1], 3, 5, n_best=3),
+        lambda m: exhaustive_search(m, [1], 4),
+        lambda m: best_first_search(m, [1], 4, n_best=5),
+        lambda m: [greedy_search(m, [1], 5)],
+    ):
+        for h, g in zip(search(plain), search(shifted), strict=True):
+            assert h.ids.equal(g.ids) and abs(h.logprob - g.logprob) < 1e-9
+
+
+def test_end_marks_of_the_call():
+    model = markov()
+    for search in (
+        lambda **o: beam_search(model, [1], 4, 5, n_best=4, **o),
+        lambda **o: exhaustive_search(model, [1], 5, **o),
+        lambda **o: best_first_search(model, [1], 5, n_best=4, **o),
+    ):
+        for h in search(stop=2):
+            ends = [i for i, id in enumerate(h.ids.tolist()) if id in (2, 5)]
+            assert ends in ([], [len(h) - 1]) and h.finished == bool(ends)
+        for h in search(stop=2, ignore_eos=True):
+            assert [i for i, id in enumerate(h.ids.tolist()) if id == 2] in ([], [len(h) - 1])
+        assert not any(h.finished for h in search(ignore_eos=True))
+
+
+def test_context_limits_the_length():
+    deep = six_words(eos=None)
+    for found in (
+        exhaustive_search(deep, "I like", 64),
+        beam_search(deep, "I like", 2, 64),
+        best_first_search(deep, "I like", 64),
+    ):
+        assert len(found[0]) == 3 and not found[0].finished
+
+
+@pytest.mark.parametrize(
+    "bad, text", [(-math.inf, "no finite logit"), (math.nan, "NaN"), (math.inf, "+inf")]
+)
+def test_a_row_that_is_no_distribution_is_refused(bad, text):
+    class Broken(Counted):
+        def __call__(self, ids, **options):
+            p = super().__call__(ids, **options)
+            if ids.shape[1] == 2:
+                p.logits = p.logits.clone().fill_(bad)
+            return p
+
+    for search in (
+        lambda m: exhaustive_search(m, "", 5),
+        lambda m: best_first_search(m, "", 5, n_best=500),
+        lambda m: beam_search(m, "", 3, 5),
+    ):
+        with pytest.raises(ValueError, match="logits: row 0") as error:
+            search(Broken(six_words()))
+        assert text in str(error.value)
+
+
+# Views
+
+
+def test_hypotheses_show_themselves():
+    for found in (
+        beam_search(six_words(), "", 2, 5, n_best=2),
+        exhaustive_search(six_words(), "", 5),
+        beam_search(six_words(), "", 2, 5, length_penalty=1.0, dialect="huggingface"),
+        beam_search(six_words(), ["I", "cold"], 2, 3),
+    ):
+        html = found._repr_html_()
+        assert "coffee" in html and "<script" not in html
+    assert "0.0358" in repr(exhaustive_search(six_words(), "", 5)[0])
+    assert beam_search(six_words(), "", 2, 5)._repr_html_().count("<svg") == 1
+    assert beam_search(six_words(), "", 2, 5)[0]._repr_html_().count("db-t") > 4
+    assert Hypotheses([])._repr_html_() and len(repr(Hypotheses([])))
+
+
+NAN, WORLD = math.nan, six_words()
+
+
+# ---- what a search says of itself
+
+
+def test_a_beam_claims_no_proof():
+    found = beam_search(WORLD, "I", 1, 3)
+    assert not found.proven and found.bound == math.inf and repr(found).endswith("not proven")
+    assert found[0].logprob < exhaustive_search(WORLD, "I", 3, 1)[0].logprob
+
+
+def test_length_penalty_is_any_real_number_that_fits():
+    "NumPy's numbers are numbers; a power that no float holds is refused."
+    first, second = (beam_search(WORLD, "", 2, 5, length_penalty=a) for a in (np.float32(0.5), 0.5))
+    assert repr(first) == repr(second)
+    assert math.isfinite(beam_search(WORLD, "", 2, 5, length_penalty=-64)[0].score)
+    for bad in (64.5, -400.0, 10**400, True, "1", None, NAN):
+        kind = ValueError if type(bad) in (float, int) else TypeError
+        with pytest.raises(kind, match="^length_penalty: .* is (outside|not a number)"):
+            beam_search(WORLD, "", 2, 5, length_penalty=bad)
+
+
+def test_what_is_refused_names_its_argument():
+    w = six_words()
+    refusals = [
+        (lambda: beam_search(w, "", 0, 5), "width: 0 is below 1"),
+        (lambda: beam_search(w, "", -1, 5), "width: -1"),
+        (lambda: beam_search(w, "", 2.0, 5), "width: 2.0 is not an integer"),
+        (lambda: beam_search(w, "", True, 5), "width: True is not an integer"),
+        (lambda: beam_search(w, "", 2, 5, n_best=3), "n_best: 3 is above 2, the width"),
+        (lambda: beam_search(w, "", 2, 5, length_penalty=math.inf), "length_penalty: inf"),
+        (lambda: beam_search(w, "", 2, 5, early_stopping="soon"), "early_stopping: 'soon'"),
+        (lambda: beam_search(w, "", 2, 5, dialect="other"), "dialect: 'other'"),
+        (lambda: beam_search(w, "", 4, 5, dialect="huggingface"), "width: 4 needs 8 candidates"),
+    ]
+    for call, text in refusals:
+        with pytest.raises(ValueError) as error:
+            call()
+        assert text in str(error.value), error.value

@@ -1,4 +1,6 @@
-"""The site in a browser that can reach nothing else: math, figures, search, the dark, pop-ups, a phone's width."""
+"""The site in a browser that can reach nothing else: math, figures, search, the dark, pop-ups, a
+phone's width."""
+
 import functools
 import http.server
 import json
@@ -10,8 +12,15 @@ from pathlib import Path
 
 import pytest
 
-BROWSER = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome",
-                                               "google-chrome-stable"])), None)
+BROWSER = next(
+    filter(
+        None,
+        map(
+            shutil.which, ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
+        ),
+    ),
+    None,
+)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on the PATH")
 
 
@@ -22,8 +31,9 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def address(site):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0),
-                                             functools.partial(Quiet, directory=str(site)))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(site))
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -33,7 +43,7 @@ def address(site):
 def browser():
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as p:
-        alone = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]        # there is no network
+        alone = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # there is no network
         sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
         browser = p.chromium.launch(executable_path=BROWSER, args=alone + sandbox)
         yield browser
@@ -43,9 +53,17 @@ def browser():
 def watched(page, name, wrong, address):
     "Note in `wrong` what goes wrong in a page, and whatever it asks for beside the site."
     ours = (address, "data:", "blob:", "file:")
-    page.on("request", lambda r: r.url.startswith(ours) or wrong.append(f"{name} asked for {r.url}"))
-    page.on("console", lambda m: m.type == "error" and "favicon" not in json.dumps(m.location)
-            and wrong.append(f"{name}: {m.text}"))
+    page.on(
+        "request", lambda r: r.url.startswith(ours) or wrong.append(f"{name} asked for {r.url}")
+    )
+    page.on(
+        "console",
+        lambda m: (
+            m.type == "error"
+            and "favicon" not in json.dumps(m.location)
+            and wrong.append(f"{name}: {m.text}")
+        ),
+    )
     page.on("pageerror", lambda e: wrong.append(f"{name}: {e}"))
 
 
@@ -73,7 +91,8 @@ LOOK = """({
   bad: document.querySelectorAll('.katex-error').length,
   raw: [...document.querySelectorAll('main .math')].filter(m => !m.querySelector('.katex')).length,
   images: [...document.querySelectorAll('main img')].map(i => i.naturalWidth),
-  cut: [...document.querySelectorAll('main .cell-output, main .cell-output *:not(svg *), main .math.display')]
+  cut: [...document.querySelectorAll('main .cell-output, '
+      + 'main .cell-output *:not(svg *), main .math.display')]
     .filter(box => box.clientWidth && box.scrollWidth > box.clientWidth + 1)
     .filter(box => {
       if (box.closest('.cell-output pre:not(.columns)')) return true;   // text wraps
@@ -81,7 +100,8 @@ LOOK = """({
         if (/auto|scroll/.test(getComputedStyle(e).overflowX)) return e.tabIndex < 0;
       return true; })
     .map(box => box.textContent.trim().slice(0, 40)),
-  code: [...document.querySelectorAll('main pre')].map(p => parseFloat(getComputedStyle(p).fontSize)),
+  code: [...document.querySelectorAll('main pre')].map(
+    p => parseFloat(getComputedStyle(p).fontSize)),
   width: document.documentElement.scrollWidth})"""
 
 
@@ -102,7 +122,9 @@ def tour(browser, address, site):
         page.evaluate(UNFOLD)
         for width in (1280, 390, 375):
             page.set_viewport_size({"width": width, "height": 800})
-            page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            page.evaluate(
+                "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+            )
             facts[name, width] = page.evaluate(LOOK)
         page.close()
     context.close()
@@ -134,7 +156,9 @@ def test_math_is_rendered(tour):
 def test_math_has_its_fonts(tab):
     page = tab("loop")
     page.evaluate("document.fonts.ready")
-    assert page.evaluate("[...document.fonts].some(f => f.family == 'KaTeX_Main' && f.status == 'loaded')")
+    assert page.evaluate(
+        "[...document.fonts].some(f => f.family == 'KaTeX_Main' && f.status == 'loaded')"
+    )
 
 
 def test_figures_are_shown(tour):
@@ -165,7 +189,9 @@ def test_a_phone_has_the_contents_of_the_page(tab):
     contents = page.locator(".toc-phone")
     contents.locator("summary").click()
     contents.locator("a[href='#when-to-stop']").click()
-    page.wait_for_function("document.querySelector('#when-to-stop').getBoundingClientRect().top < 400")
+    page.wait_for_function(
+        "document.querySelector('#when-to-stop').getBoundingClientRect().top < 400"
+    )
     assert not tab("loop").locator(".toc-phone").is_visible()
 
 
@@ -189,18 +215,29 @@ def found(page, query):
     return places, " ".join(results.all_inner_texts())
 
 
-@pytest.mark.parametrize("query, first", [
-    ("logits", "loop.html"), ("beam search", "beam.html"), ("temperature", "temperature.html"), ("top-p", "topp.html"),
-    ("varentropy", "entropy.html"), ("perplexity", None), ("repetition penalty", "penalties.html")])
+@pytest.mark.parametrize(
+    "query, first",
+    [
+        ("logits", "loop.html"),
+        ("beam search", "beam.html"),
+        ("temperature", "temperature.html"),
+        ("top-p", "topp.html"),
+        ("varentropy", "entropy.html"),
+        ("perplexity", None),
+        ("repetition penalty", "penalties.html"),
+    ],
+)
 def test_search_names_the_place_that_explains_a_word_first_and_shows_no_tex(tab, query, first):
     places, said = found(tab("index"), query)
     assert first in (None, places[0][0])
     assert first is None or "exercises" not in [section for _, section in places[:3]]
-    assert not re.search(r"\\[dt]?(frac|log|sum|text|infty|cdot|mid|sqrt|lvert|left|mathrm)\b|[_^]\{", said)
+    assert not re.search(
+        r"\\[dt]?(frac|log|sum|text|infty|cdot|mid|sqrt|lvert|left|mathrm)\b|[_^]\{", said
+    )
 
 
 def test_search_forgives_a_typing_error(tab):
-    assert ("temperature.html", "") in found(tab("index"), "temprature")[0]
+    assert ("temperature.html", "") in found(tab("index"), "temp" + "rature")[0]
 
 
 def test_search_finds_a_chapter(tab):
@@ -279,7 +316,8 @@ def test_the_search_index_is_the_same_in_both_forms(site):
     assert json.loads(script.removeprefix("window.searchIndex = ").rstrip(";\n")) == data
 
 
-# It takes minutes for all pages. These have every kind of thing between them; the contrast of thousands of spans takes
+# It takes minutes for all pages. These have every kind of thing between them; the contrast of
+# thousands of spans takes
 # most of the time, and all pages have the same colours.
 KINDS = {"index", "references", "notation", "toy", "trees", "benchmarks"}
 CONTRASTS = {"references", "notation"}
@@ -292,15 +330,23 @@ AXE = """async ([contrast, code]) => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious_on_any_page(browser, address, site, full, scheme):
-    package = pytest.importorskip("axe_playwright_python", reason="pip install axe-playwright-python")
+    package = pytest.importorskip(
+        "axe_playwright_python", reason="pip install axe-playwright-python"
+    )
     engine = (Path(package.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
-    context, found = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900}), []
+    context, found = (
+        browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900}),
+        [],
+    )
     for name in sorted(p.stem for p in site.glob("*.html")):
-        if not full and name not in (KINDS if scheme == "light" else CONTRASTS): continue
+        if not full and name not in (KINDS if scheme == "light" else CONTRASTS):
+            continue
         page = context.new_page()
         page.goto(f"{address}/{name}.html")
         page.evaluate(engine)
-        found += [f"{name}: {line}" for line in page.evaluate(AXE, [full or name in CONTRASTS, full])]
+        found += [
+            f"{name}: {line}" for line in page.evaluate(AXE, [full or name in CONTRASTS, full])
+        ]
         page.close()
     context.close()
     assert not found, "\n".join(found)

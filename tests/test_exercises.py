@@ -1,4 +1,6 @@
-"""Exercises and visible cells: an empty hole fails its check, the solution passes, and a page imports what it uses."""
+"""Exercises and visible cells: an empty hole fails its check, the solution passes, and a page
+imports what it uses."""
+
 import builtins
 import json
 import re
@@ -9,18 +11,27 @@ from pathlib import Path
 
 import nbformat
 import pytest
-
 from execute import CHECK
 from nbfilter import split_directives, text
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 REWRITTEN = {"08_noise", "11_topp", "14_fused", "17_cuda"}  # at present, in another place
-each_notebook = pytest.mark.parametrize("path", [
-    pytest.param(p, id=p.stem, marks=pytest.mark.xfail(reason="being rewritten") if p.stem in REWRITTEN else ())
-    for p in NOTEBOOKS])
-SENTENCE = ("Write the line marked `hole`, take the `#` away before the check, and run both: "
-            "no error means solved.")
+each_notebook = pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            p,
+            id=p.stem,
+            marks=pytest.mark.xfail(reason="being rewritten") if p.stem in REWRITTEN else (),
+        )
+        for p in NOTEBOOKS
+    ],
+)
+SENTENCE = (
+    "Write the line marked `hole`, take the `#` away before the check, and run both: "
+    "no error means solved."
+)
 
 
 def cells(path):
@@ -38,7 +49,7 @@ def test_an_exercise_is_a_hole_a_check_for_the_reader_and_a_solution_that_passes
         name, answer = re.fullmatch(r"(check_\w+)\((\w+)\)", call[1]).groups()
         assert f"def {name}(" in code[i + 1]
         assert re.search(rf"^(def {answer}\(|{answer} = )", code[i], re.M), code[i]
-        solution = "\n".join(code[i + 2:i + 4])  # its imports may stand in a cell of their own
+        solution = "\n".join(code[i + 2 : i + 4])  # its imports may stand in a cell of their own
         assert call[1] in solution.splitlines(), f"{solution}\ndoes not try the solution"
     headings = [c.source for c in found if re.search("^## Exercises$", c.source, re.M)]
     assert len(headings) == bool(holes)
@@ -48,8 +59,11 @@ def test_an_exercise_is_a_hole_a_check_for_the_reader_and_a_solution_that_passes
 
 def run(project, name):
     "Run a notebook of the copy `project` as `make` does: (exit status, what went wrong)."
-    done = subprocess.run([sys.executable, project / "tools/execute.py", "--jobs", "1", name], text=True,
-                          capture_output=True)
+    done = subprocess.run(
+        [sys.executable, project / "tools/execute.py", "--jobs", "1", name],
+        text=True,
+        capture_output=True,
+    )
     return done.returncode, done.stderr
 
 
@@ -59,11 +73,16 @@ def test_a_hole_that_passes_and_a_solution_that_fails_are_found_when_the_noteboo
     status, wrong = run(project, path.name)
     assert status == 0, wrong
     assert [c.source for c in cells(path)] == [c.source for c in cells(ROOT / "nbs" / path.name)]
-    solved = before.replace("    ...                                          # hole",
-                            "    return row.sort(stable=True).indices            # hole")
+    solved = before.replace(
+        "    ...                                          # hole",
+        "    return row.sort(stable=True).indices            # hole",
+    )
     broken = before.replace("    return row.sort(stable=True).indices", "    return row")
     assert before not in (solved, broken)
-    for changed, said in (solved, "The empty hole passes the check."), (broken, "check_below(from_below)"):
+    for changed, said in (
+        (solved, "The empty hole passes the check."),
+        (broken, "check_below(from_below)"),
+    ):
         path.write_text(changed, encoding="utf-8")
         status, wrong = run(project, path.name)
         assert status == 1 and said in wrong
@@ -78,6 +97,7 @@ def test_every_hole_fails_and_every_solution_passes(path, full, request):
 
 
 # ---- a page can be copied
+
 
 def visible_code(path):
     "The code cells that the page shows, folded or not."
@@ -94,14 +114,21 @@ def scopes(table):
 
 
 def missing(sources):
-    "Names that the cells use and none of them defines, or none before it where the line runs at once."
+    """Names that the cells use and none of them defines, or none before it where the line runs at
+    once."""
     known, later, lost = {*dir(builtins), "display", "__name__"}, set(), set()
     for source in sources:
         table = symtable.symtable(source, "cell", "exec")
         names = table.get_symbols()
         known |= {s.get_name() for s in names if s.is_assigned() or s.is_imported()}
         lost |= {s.get_name() for s in names if s.is_referenced()} - known
-        later |= {s.get_name() for t in scopes(table) if t is not table for s in t.get_symbols() if s.is_global()}
+        later |= {
+            s.get_name()
+            for t in scopes(table)
+            if t is not table
+            for s in t.get_symbols()
+            if s.is_global()
+        }
     return sorted(lost | later - known)
 
 
@@ -120,4 +147,6 @@ def test_the_visible_cells_of_a_page_define_every_name_they_use(path):
 @each_notebook
 def test_figures_are_drawn_in_the_book_s_style(path):
     for source in (c.source for c in cells(path) if c.cell_type == "code"):
-        assert "subplots(" not in source or "figure_style()" in source or "def panels" in source, source
+        assert "subplots(" not in source or "figure_style()" in source or "def panels" in source, (
+            source
+        )

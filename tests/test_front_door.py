@@ -49,7 +49,7 @@ def test_a_module_named_as_its_function_is_both():
     assert inspect.signature(temperature) == inspect.signature(function)
     assert entropy(z).shape == (1,)
     assert entropy.varentropy is decoding_book.varentropy
-    assert decoding_book.generate(six_words(), "I like", greedy).text == "cold coffee"
+    assert decoding_book.generate(six_words(), "I like", greedy).text == " cold coffee"
 
 
 def test_the_first_import_of_a_name_may_come_before_or_after_its_module():

@@ -1,4 +1,6 @@
-"""Files of weights: read as the package gguf reads them, refused by name where that is not possible."""
+"""Files of weights: read as the package gguf reads them, refused by name where that is not
+possible."""
+
 import importlib.metadata
 import os
 import random
@@ -7,10 +9,11 @@ import sys
 
 import pytest
 import torch
+from gguf_files import packed, write
 
 import decoding_book.gguf_file as gguf_file
 import decoding_book.smollm as smollm
-from decoding_book.gguf_file import TYPES, NotRead, dequantise, parse_gguf, read_gguf
+from decoding_book.gguf_file import NotRead, dequantise, parse_gguf, read_gguf
 from decoding_book.smollm import Config, SmolLM2, read_config, weights_path
 
 gguf = pytest.importorskip("gguf")
@@ -31,113 +34,64 @@ def plain():
 
 def weights(seed=0, sizes=SIZES):
     rng = torch.Generator().manual_seed(seed)
-    return {name: torch.ones(shape) if "norm" in name else torch.randn(shape, generator=rng) * .2
-            for name, shape in sizes.shapes().items()}
-
-
-def add(writer, name, value):
-    "An entry, by the writer of the package gguf."
-    kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
-             list: writer.add_array}
-    kinds[type(value)](name, value)
-
-
-def write(path, meta, tensors, align=None):
-    "A file written by the package gguf; `tensors` holds float tensors, or (array, type)."
-    writer = gguf.GGUFWriter(path, meta["general.architecture"])
-    if align: writer.add_custom_alignment(align)
-    for name, value in meta.items():
-        if name != "general.architecture": add(writer, name, value)
-    for name, tensor in tensors.items():
-        if isinstance(tensor, torch.Tensor): writer.add_tensor(name, tensor.numpy())
-        else: writer.add_tensor(name, tensor[0], raw_dtype=tensor[1])
-    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
-    return path
-
-
-def packed(shape, kind, seed=0):
-    "Random weights in a type, as the package packs them, or random blocks where it cannot; and what it unpacks."
-    rng = torch.Generator().manual_seed(seed)
-    try: data = gguf.quantize(torch.randn(shape, generator=rng).numpy(), kind)
-    except NotImplementedError:
-        weights, size = gguf.GGML_QUANT_SIZES[kind]
-        data = torch.randint(0, 120, (*shape[:-1], shape[-1] // weights * size), generator=rng).to(torch.uint8).numpy()
-    return data, torch.tensor(gguf.dequantize(data, kind))
-
-
-# Alignment
-
-@pytest.mark.parametrize("align", [8, 16, 32, 64, 128, 256, 4096])
-def test_any_alignment_is_read_as_the_package_reads_it(tmp_path, align):
-    for length in range(0, 70, 7):
-        tensors = {name: torch.randn(n, generator=torch.Generator().manual_seed(n)) for name, n in (("a", 5), ("b", 3))}
-        path = write(tmp_path / f"{length}.gguf", {"general.architecture": "x", "x.pad": "y" * length}, tensors, align)
-        found = read_gguf(path)[1]
-        for theirs in gguf.GGUFReader(path).tensors:
-            ours = dequantise(*found[theirs.name])
-            assert ours.equal(torch.tensor(theirs.data)) and ours.equal(tensors[theirs.name])
+    return {
+        name: torch.ones(shape) if "norm" in name else torch.randn(shape, generator=rng) * 0.2
+        for name, shape in sizes.shapes().items()
+    }
 
 
 def by_hand(align, pad, kind=4, version=3, axes=(3,)):
     "The bytes of a file with one tensor of 1, 2, 3, whatever its alignment is called."
-    def text(s): return struct.pack("<Q", len(s)) + s.encode()
+
+    def text(s):
+        return struct.pack("<Q", len(s)) + s.encode()
+
     value = {4: lambda: struct.pack("<I", align), 6: lambda: struct.pack("<f", align)}[kind]()
-    header = (b"GGUF" + struct.pack("<IQQ", version, 1, 2) + text("general.alignment") + struct.pack("<I", kind) + value
-              + text("x.pad") + struct.pack("<I", 8) + text("y" * pad)
-              + text("w") + struct.pack(f"<I{len(axes)}QIQ", len(axes), *axes, 0, 0))
+    header = (
+        b"GGUF"
+        + struct.pack("<IQQ", version, 1, 2)
+        + text("general.alignment")
+        + struct.pack("<I", kind)
+        + value
+        + text("x.pad")
+        + struct.pack("<I", 8)
+        + text("y" * pad)
+        + text("w")
+        + struct.pack(f"<I{len(axes)}QIQ", len(axes), *axes, 0, 0)
+    )
     return bytearray(header + bytes(-len(header) % int(align or 1)) + struct.pack("<3f", 1, 2, 3))
 
 
 def test_any_power_of_two_and_nothing_else():
-    for align in [2 ** n for n in range(13)]:
+    for align in [2**n for n in range(13)]:
         for pad in range(40):
             assert dequantise(*parse_gguf(by_hand(align, pad))[1]["w"]).tolist() == [1, 2, 3]
-    for align, kind in [(0, 4), (3, 4), (24, 4), (48, 4), (32., 6)]:
-        with pytest.raises(ValueError, match=f"general.alignment is {align}, expected a power of two"):
+    for align, kind in [(0, 4), (3, 4), (24, 4), (48, 4), (32.0, 6)]:
+        with pytest.raises(
+            ValueError, match=f"general.alignment is {align}, expected a power of two"
+        ):
             parse_gguf(by_hand(align, 0, kind))
 
 
 def test_the_logits_do_not_depend_on_the_alignment(tmp_path, plain):
     want = SmolLM2(path=write(tmp_path / "32.gguf", plain, weights()))(IDS).logits
     for align in (8, 128):
-        assert SmolLM2(path=write(tmp_path / f"{align}.gguf", plain, weights(), align))(IDS).logits.equal(want)
-
-
-# Types
-
-def test_types_have_the_names_that_the_package_gives_them():
-    assert {t.value: t.name for t in gguf.GGMLQuantizationType} == {k: n for k, n in TYPES.items() if n != "."}
-    assert all(tuple(gguf.GGML_QUANT_SIZES[kind]) == gguf_file.BLOCKS[kind] for kind in OURS)
-    assert {TYPES[kind] for kind in OURS} == {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"}
-
-
-@pytest.mark.parametrize("kind", OURS, ids=TYPES.get)
-def test_our_types_are_unpacked_without_the_package_and_as_it_does(kind, monkeypatch):
-    data, want = packed((48, 96), gguf.GGMLQuantizationType(kind))
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    raw = torch.tensor(data).view(torch.uint8).flatten()
-    assert dequantise(raw, kind, (48, 96)).equal(want)
-    shifted = torch.cat([raw[:1], raw])[1:]                           # begins at an odd byte
-    assert dequantise(shifted, kind, (48, 96)).equal(want)
-
-
-@pytest.mark.parametrize("kind", OURS, ids=TYPES.get)
-def test_any_bits_are_unpacked_as_the_package_does(kind):
-    rng = torch.Generator().manual_seed(kind)
-    data = torch.randint(0, 256, (64, 3 * gguf_file.BLOCKS[kind][1] * (32 if kind in gguf_file.FLOATS else 1)),
-                         generator=rng).to(torch.uint8)
-    want = torch.tensor(gguf.dequantize(data.numpy(), gguf.GGMLQuantizationType(kind)))
-    torch.testing.assert_close(dequantise(data.flatten(), kind, (64, 96)), want, rtol=0, atol=0, equal_nan=True)
+        assert SmolLM2(path=write(tmp_path / f"{align}.gguf", plain, weights(), align))(
+            IDS
+        ).logits.equal(want)
 
 
 def test_other_types_are_left_to_the_package(tmp_path, monkeypatch):
     read = 0
     for kind in OTHERS:
         path = tmp_path / f"{kind.name}.gguf"
-        try: data, want = packed((4, 512), kind)
-        except NotImplementedError:                                    # it has a name and cannot be unpacked
+        try:
+            data, want = packed((4, 512), kind)
+        except NotImplementedError:  # it has a name and cannot be unpacked
             raw = torch.zeros(4096, dtype=torch.uint8)
-            with pytest.raises(NotRead, match=f"type {kind.name}: the package gguf cannot unpack it"):
+            with pytest.raises(
+                NotRead, match=f"type {kind.name}: the package gguf cannot unpack it"
+            ):
                 dequantise(raw, kind.value, (1, 256))
             continue
         write(path, {"general.architecture": "x"}, {"w": (data, kind)})
@@ -147,8 +101,11 @@ def test_other_types_are_left_to_the_package(tmp_path, monkeypatch):
         read += 1
         with monkeypatch.context() as without:
             without.setitem(sys.modules, "gguf", None)
-            with pytest.raises(NotRead, match=rf"{kind.name}\.gguf: tensor w: type {kind.name} is left to the package "
-                                              "gguf. Run: pip install gguf") as error:
+            with pytest.raises(
+                NotRead,
+                match=rf"{kind.name}\.gguf: tensor w: type {kind.name} is left to the package "
+                "gguf. Run: pip install gguf",
+            ) as error:
                 read_gguf(path)
             assert "damaged" not in str(error.value)
     assert read > 10
@@ -158,92 +115,168 @@ def test_unknown_types_versions_and_rows_are_named_and_not_called_damage(tmp_pat
     path = tmp_path / "x.gguf"
     data = by_hand(32, 0)
     at = data.index(struct.pack("<IQIQ", 1, 3, 0, 0)) + 12
-    data[at:at + 4] = struct.pack("<I", 77)
-    for raw, message in [(data, "tensor w: type number 77 is unknown"), (by_hand(32, 0, version=1), "version 1, expected"),
-                         (by_hand(32, 0, version=3 << 24), r"expected 2 or 3 \(little-endian\)")]:
+    data[at : at + 4] = struct.pack("<I", 77)
+    for raw, message in [
+        (data, "tensor w: type number 77 is unknown"),
+        (by_hand(32, 0, version=1), "version 1, expected"),
+        (by_hand(32, 0, version=3 << 24), r"expected 2 or 3 \(little-endian\)"),
+    ]:
         path.write_bytes(raw)
-        with pytest.raises(NotRead, match=rf"x\.gguf: .*{message}"): read_gguf(path)
-    data[at:at + 4] = struct.pack("<I", 12)
+        with pytest.raises(NotRead, match=rf"x\.gguf: .*{message}"):
+            read_gguf(path)
+    data[at : at + 4] = struct.pack("<I", 12)
     path.write_bytes(data)
-    with pytest.raises(NotRead, match="type Q4_K has blocks of 256 weights, which do not fill rows of 3"): read_gguf(path)
+    with pytest.raises(
+        NotRead, match="type Q4_K has blocks of 256 weights, which do not fill rows of 3"
+    ):
+        read_gguf(path)
     tensors = weights()
-    tensors["blk.0.attn_q.weight"] = packed((64, 64), gguf.GGMLQuantizationType.Q5_0)[0], gguf.GGMLQuantizationType.Q5_0
+    tensors["blk.0.attn_q.weight"] = (
+        packed((64, 64), gguf.GGMLQuantizationType.Q5_0)[0],
+        gguf.GGMLQuantizationType.Q5_0,
+    )
     assert SmolLM2(path=write(path, plain, tensors))(IDS).logits.isfinite().all()
 
 
 def test_any_damage_is_a_value_error(tmp_path, full):
     rng, path, whole = random.Random(0), tmp_path / "x.gguf", bytes(by_hand(32, 5))
     for _ in range(20_000 if full else 2000):
-        raw = bytearray(whole[:rng.randrange(len(whole) + 1)] if rng.random() < .3 else whole)
+        raw = bytearray(whole[: rng.randrange(len(whole) + 1)] if rng.random() < 0.3 else whole)
         for _ in range(rng.randrange(4)):
-            if len(raw) > 4: raw[rng.randrange(4, len(raw))] = rng.choice([0, 1, 8, 9, 127, 255])
+            if len(raw) > 4:
+                raw[rng.randrange(4, len(raw))] = rng.choice([0, 1, 8, 9, 127, 255])
         path.write_bytes(raw)
-        try: tensors = read_gguf(path)[1]
-        except ValueError as error: assert "x.gguf" in str(error)
-        else: assert all(isinstance(t, torch.Tensor) for t, _, _ in tensors.values())
+        try:
+            tensors = read_gguf(path)[1]
+        except ValueError as error:
+            assert "x.gguf" in str(error)
+        else:
+            assert all(isinstance(t, torch.Tensor) for t, _, _ in tensors.values())
 
 
 # Zeros
 
+
 def test_zeros_that_mean_something(plain, tmp_path):
     for name in ("eos", "bos", "padding", "unknown", "eot"):
-        path = write(tmp_path / f"{name}.gguf", plain | {f"tokenizer.ggml.{name}_token_id": 0}, weights())
+        path = write(
+            tmp_path / f"{name}.gguf", plain | {f"tokenizer.ggml.{name}_token_id": 0}, weights()
+        )
         model = SmolLM2(path=path)
         assert model.eos == (0 if name == "eos" else 2)
         assert set(model.end_ids) == ({0} if name == "eos" else {0, 2} if name == "eot" else {2})
-    path = write(tmp_path / "eps.gguf", plain | {"llama.attention.layer_norm_rms_epsilon": 0.}, weights())
+    path = write(
+        tmp_path / "eps.gguf", plain | {"llama.attention.layer_norm_rms_epsilon": 0.0}, weights()
+    )
     assert SmolLM2(path=path)(IDS).logits.isfinite().all()
     empty = parse_gguf(by_hand(32, 0, axes=(0, 3)))[1]["w"]
     assert dequantise(*empty).shape == (3, 0)
 
 
-@pytest.mark.parametrize("name, value", [
-    ("tokenizer.ggml.eos_token_id", 49152), ("tokenizer.ggml.eot_token_id", 49152), ("tokenizer.ggml.eos_token_id", -1),
-    ("llama.block_count", 0), ("llama.context_length", 0), ("llama.attention.head_count_kv", 0), ("llama.rope.freq_base", 0.),
-    ("llama.rope.freq_base", float("nan")), ("llama.attention.layer_norm_rms_epsilon", -1.), ("llama.vocab_size", 49151),
-    ("llama.attention.head_count", [4, 4]), ("llama.feed_forward_length", 128.), ("llama.attention.head_count_kv", 3)])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("tokenizer.ggml.eos_token_id", 49152),
+        ("tokenizer.ggml.eot_token_id", 49152),
+        ("tokenizer.ggml.eos_token_id", -1),
+        ("llama.block_count", 0),
+        ("llama.context_length", 0),
+        ("llama.attention.head_count_kv", 0),
+        ("llama.rope.freq_base", 0.0),
+        ("llama.rope.freq_base", float("nan")),
+        ("llama.attention.layer_norm_rms_epsilon", -1.0),
+        ("llama.vocab_size", 49151),
+        ("llama.attention.head_count", [4, 4]),
+        ("llama.feed_forward_length", 128.0),
+        ("llama.attention.head_count_kv", 3),
+    ],
+)
 def test_numbers_that_mean_nothing_are_refused(plain, name, value):
     tensors = {n: (None, 0, tuple(w.shape)) for n, w in weights().items()}
     read_config("x", plain, tensors)
-    with pytest.raises(ValueError, match="^x: .*"): read_config("x", plain | {name: value}, tensors)
+    with pytest.raises(ValueError, match="^x: .*"):
+        read_config("x", plain | {name: value}, tensors)
 
 
 # Metadata
 
+
 def keys():
     "All names that the package gguf knows of a file of architecture llama."
+
     def walk(space):
         for value in vars(space).values():
-            if isinstance(value, str) and "." in value: yield value
-            elif isinstance(value, type): yield from walk(value)
+            if isinstance(value, str) and "." in value:
+                yield value
+            elif isinstance(value, type):
+                yield from walk(value)
+
     names = {k.format(arch="llama", id=0, name="tool", dense="dense_2") for k in walk(gguf.Keys)}
-    return sorted(k for k in names if k.startswith(("llama.", "general.", "tokenizer.", "split.", "adapter.")))
+    return sorted(
+        k for k in names if k.startswith(("llama.", "general.", "tokenizer.", "split.", "adapter."))
+    )
 
 
 def test_each_entry_that_the_format_knows_is_used_applied_skipped_or_refused_by_its_name(plain):
     tensors = {n: (None, 0, tuple(w.shape)) for n, w in weights().items()}
     refused = []
     for name in keys():
-        if name in smollm.USED or name in ("tokenizer.ggml.pre", "general.architecture", "general.alignment"): continue
-        try: read_config("x", plain | {name: 77}, tensors)
+        if name in smollm.USED or name in (
+            "tokenizer.ggml.pre",
+            "general.architecture",
+            "general.alignment",
+        ):
+            continue
+        try:
+            read_config("x", plain | {name: 77}, tensors)
         except NotRead as error:
             assert str(error).startswith(f"x: {name} is 77"), name
             refused.append(name)
-    for part in ("rope.scaling.", "softcapping", "sliding_window", "expert_count", "_scale", "clamp_kqv", "alibi", "causal",
-                 "key_length", "parallel_residual", "add_bos_token", "split.count", "adapter.type", "general.type"):
+    for part in (
+        "rope.scaling.",
+        "softcapping",
+        "sliding_window",
+        "expert_count",
+        "_scale",
+        "clamp_kqv",
+        "alibi",
+        "causal",
+        "key_length",
+        "parallel_residual",
+        "add_bos_token",
+        "split.count",
+        "adapter.type",
+        "general.type",
+    ):
         assert any(part in name for name in refused), part
-    assert all(name.startswith(("llama.", "tokenizer.", "split.", "adapter."))
-               or name in ("general.type", "general.quantization_version") for name in refused)
-    assert not [name for name in keys() if name.startswith("llama.") and name not in refused + smollm.USED]
+    assert all(
+        name.startswith(("llama.", "tokenizer.", "split.", "adapter."))
+        or name in ("general.type", "general.quantization_version")
+        for name in refused
+    )
+    assert not [
+        name for name in keys() if name.startswith("llama.") and name not in refused + smollm.USED
+    ]
 
 
 def test_an_entry_nobody_has_heard_of_is_refused_in_the_format_s_own_families_only(plain):
     tensors = {n: (None, 0, tuple(w.shape)) for n, w in weights().items()}
     for family in ("llama", "general", "tokenizer"):
-        with pytest.raises(NotRead, match=f"x: {family}.brand_new is 1, which may change the result"):
+        with pytest.raises(
+            NotRead, match=f"x: {family}.brand_new is 1, which may change the result"
+        ):
             read_config("x", plain | {f"{family}.brand_new": 1}, tensors)
-    same = read_config("x", plain | {"someone.note": 1, "llama.expert_count": 0, "llama.rope.scaling.type": "none",
-                                     "llama.attention.key_length": 16}, tensors)
+    same = read_config(
+        "x",
+        plain
+        | {
+            "someone.note": 1,
+            "llama.expert_count": 0,
+            "llama.rope.scaling.type": "none",
+            "llama.attention.key_length": 16,
+        },
+        tensors,
+    )
     assert same == read_config("x", plain, tensors)
     with pytest.raises(ValueError, match="x does not state llama.rope.freq_base"):
         read_config("x", {k: v for k, v in plain.items() if k != "llama.rope.freq_base"}, tensors)
@@ -251,15 +284,16 @@ def test_an_entry_nobody_has_heard_of_is_refused_in_the_format_s_own_families_on
 
 # What is remembered, and what is shared
 
+
 def test_a_replaced_file_is_read_again(tmp_path, plain):
     path, models = tmp_path / "x.gguf", []
     old = write(path, plain, weights(0)).stat()
     models.append(SmolLM2(path=path)(IDS).logits)
-    write(path, plain, weights(1))                                     # written over, in place
+    write(path, plain, weights(1))  # written over, in place
     os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
     assert path.stat().st_size == old.st_size and path.stat().st_ino == old.st_ino
     models.append(SmolLM2(path=path)(IDS).logits)
-    write(tmp_path / "y.gguf", plain, weights(2)).replace(path)        # another file under the same name
+    write(tmp_path / "y.gguf", plain, weights(2)).replace(path)  # another file under the same name
     os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
     models.append(SmolLM2(path=path)(IDS).logits)
     for seed, logits in enumerate(models):
@@ -274,14 +308,18 @@ def test_a_replaced_file_is_read_again(tmp_path, plain):
 def test_what_is_done_to_one_model_stays_in_it(tmp_path, plain, dtype):
     path = write(tmp_path / "x.gguf", plain, weights())
     want = SmolLM2(dtype, path=path)(IDS).logits
-    def tensors(part): return [x for x in vars(part).values() if torch.is_tensor(x)]
+
+    def tensors(part):
+        return [x for x in vars(part).values() if torch.is_tensor(x)]
+
     ruined = SmolLM2(dtype, path=path)
     w = ruined.weights
     assert ruined(IDS).logits.equal(want)
     found = tensors(w) + [t for layer in w.layers for t in tensors(layer)]
     blocks = [x for layer in w.layers for x in vars(layer).values() if isinstance(x, smollm.Blocks)]
     assert len(found) + len(blocks) + isinstance(w.head, smollm.Blocks) == 4 + 2 * 6
-    for t in found: t.zero_()
+    for t in found:
+        t.zero_()
     assert (ruined(IDS).logits == 0).all()
     w.meta.clear(), w.layers.clear(), w.tokenizer.add_tokens(["a new one"])
     other = SmolLM2(dtype, path=path)
@@ -294,11 +332,16 @@ def test_what_is_done_to_one_model_stays_in_it(tmp_path, plain, dtype):
 def test_models_that_nobody_writes_to_share_their_memory(tmp_path, plain):
     path = write(tmp_path / "x.gguf", plain, weights())
     models = [SmolLM2(path=path) for _ in range(3)]
-    for model in models: model(IDS), model(IDS[:, :1])
-    assert all(torch._C._is_cow_tensor(m.weights.embedding) for m in models)      # running copied nothing
+    for model in models:
+        model(IDS), model(IDS[:, :1])
+    # running copied nothing
+    assert all(torch._C._is_cow_tensor(m.weights.embedding) for m in models)
     models[0].weights.embedding[5] = 0
     assert not torch._C._is_cow_tensor(models[0].weights.embedding)
-    assert torch._C._is_cow_tensor(models[1].weights.embedding) and (models[1].weights.embedding[5] != 0).any()
+    assert (
+        torch._C._is_cow_tensor(models[1].weights.embedding)
+        and (models[1].weights.embedding[5] != 0).any()
+    )
     blocks = models[0].weights.layers[0].qkv
     assert isinstance(blocks, torch.Tensor) or not hasattr(blocks, "zero_")
 
@@ -307,4 +350,8 @@ def test_the_real_file_is_read_without_optional_packages(monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     meta, tensors = read_gguf(weights_path())
     read_config(weights_path(), meta, tensors)
-    assert importlib.metadata.version("gguf") and {kind for _, kind, _ in tensors.values()} == {0, 3, 8}
+    assert importlib.metadata.version("gguf") and {kind for _, kind, _ in tensors.values()} == {
+        0,
+        3,
+        8,
+    }

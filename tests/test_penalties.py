@@ -1,22 +1,27 @@
-"""Penalties: the CTRL rule, counts, n-grams, bias and minimum length, each against a plain loop and transformers."""
+"""Penalties: the CTRL rule, counts, n-grams, bias and minimum length, each against a plain loop and
+transformers."""
+
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rows import history
 
-from decoding_book.penalties import (bias_vector, frequency_penalty, logit_bias, min_length, no_repeat_ngram,
-                                     presence_penalty, repetition_penalty, token_counts)
+from decoding_book.penalties import (
+    bias_vector,
+    frequency_penalty,
+    logit_bias,
+    min_length,
+    no_repeat_ngram,
+    presence_penalty,
+    repetition_penalty,
+    token_counts,
+)
+from decoding_book.sampler import Sampler
 
-INF = float("inf")
-
-
-def history(rng, B, V, N):
-    "Random logits (B, V), ids (B, N) that repeat themselves, and a left-padding mask."
-    logits = torch.tensor(rng.normal(size=(B, V)))
-    ids = torch.tensor(rng.integers(0, V, (B, N)))
-    real = torch.tensor(rng.integers(0, N + 1, B))
-    return logits, ids, torch.arange(N) >= N - real[:, None]
+INF, NAN = float("inf"), float("nan")
 
 
 @pytest.mark.parametrize("dtype,atol", [(torch.float64, 1e-9), (torch.float32, 2e-5)])
@@ -25,11 +30,13 @@ def test_oracle(dtype, atol):
     for z, seen, theta, out in zip(d["rep_logits"], d["rep_seen"], d["rep_theta"], d["rep_out"]):
         mine = repetition_penalty(torch.tensor(z).to(dtype), seen.nonzero()[0], float(theta))
         np.testing.assert_allclose(mine, out, atol=atol, rtol=0)
-    seen = [row.nonzero()[0] for row in d["rep_seen"]]         # all rows at once, padded and masked
+    seen = [row.nonzero()[0] for row in d["rep_seen"]]  # all rows at once, padded and masked
     N = max(map(len, seen))
     ids = torch.tensor([[0] * (N - len(s)) + s.tolist() for s in seen])
     mask = torch.tensor([[False] * (N - len(s)) + [True] * len(s) for s in seen])
-    mine = repetition_penalty(torch.tensor(d["rep_logits"]).to(dtype), ids, torch.tensor(d["rep_theta"]), mask)
+    mine = repetition_penalty(
+        torch.tensor(d["rep_logits"]).to(dtype), ids, torch.tensor(d["rep_theta"]), mask
+    )
     np.testing.assert_allclose(mine, d["rep_out"], atol=atol, rtol=0)
 
 
@@ -38,7 +45,7 @@ def test_against_plain_loops():
     for _ in range(60):
         B, V, N = rng.integers(1, 5), rng.integers(2, 9), rng.integers(0, 12)
         z, ids, mask = history(rng, B, V, N)
-        theta, alpha, beta = (torch.tensor(rng.uniform(low, 2, B)) for low in (.5, -2, -2))
+        theta, alpha, beta = (torch.tensor(rng.uniform(low, 2, B)) for low in (0.5, -2, -2))
         rep, freq = repetition_penalty(z, ids, theta, mask), frequency_penalty(z, ids, alpha, mask)
         pres, counts = presence_penalty(z, ids, beta, mask), token_counts(ids, z, mask)
         for b in range(B):
@@ -54,8 +61,12 @@ def test_against_plain_loops():
 
 def banned_by_hand(said, n, V):
     "Tokens v for which the last n-1 words and v occur in the text."
-    grams = {tuple(said[i:i + n]) for i in range(len(said) - n + 1)}
-    return {v for v in range(V) if len(said) >= n - 1 and tuple(said[len(said) - n + 1:]) + (v,) in grams}
+    grams = {tuple(said[i : i + n]) for i in range(len(said) - n + 1)}
+    return {
+        v
+        for v in range(V)
+        if len(said) >= n - 1 and tuple(said[len(said) - n + 1 :]) + (v,) in grams
+    }
 
 
 def test_ngrams_against_a_plain_loop():
@@ -64,10 +75,14 @@ def test_ngrams_against_a_plain_loop():
         B, V, N = rng.integers(1, 5), rng.integers(2, 4), rng.integers(0, 14)
         z, ids, mask = history(rng, B, V, N)
         n = rng.integers(0, 5, B)
-        sets = [banned_by_hand(ids[b][mask[b]].tolist(), n[b], V) if n[b] else set() for b in range(B)]
+        sets = [
+            banned_by_hand(ids[b][mask[b]].tolist(), n[b], V) if n[b] else set() for b in range(B)
+        ]
         if any(len(s) == V for s in sets):
             row = next(b for b, s in enumerate(sets) if len(s) == V)
-            with pytest.raises(ValueError, match=rf"n \(no_repeat_ngram\), row {row}: {n[row]} leaves no token"):
+            with pytest.raises(
+                ValueError, match=rf"n \(no_repeat_ngram\), row {row}: {n[row]} leaves no token"
+            ):
                 no_repeat_ngram(z, ids, n, mask)
             refused += 1
             continue
@@ -78,28 +93,16 @@ def test_ngrams_against_a_plain_loop():
     assert 5 < refused < 200
 
 
-def test_against_transformers():
-    from transformers.generation import logits_process as hf
-    rng = np.random.default_rng(2)
-    for _ in range(200):
-        V, N = int(rng.integers(3, 30)), int(rng.integers(2, 20))
-        z, ids, _ = history(rng, 3, V, N)
-        theta, n = float(rng.uniform(.5, 2)), int(rng.integers(1, 4))
-        bias = {int(i): float(rng.normal()) for i in rng.choice(V, 2, replace=False)}
-        assert repetition_penalty(z, ids, theta).equal(hf.RepetitionPenaltyLogitsProcessor(theta)(ids, z))
-        theirs = hf.NoRepeatNGramLogitsProcessor(n)(ids, z)
-        if theirs.isfinite().any(-1).all(): assert no_repeat_ngram(z, ids, n).equal(theirs)
-        theirs = hf.SequenceBiasLogitsProcessor([[[i], v] for i, v in bias.items()])(ids, z)
-        torch.testing.assert_close(logit_bias(z, bias), theirs, atol=1e-6, rtol=0)
-        given, least, eos = int(rng.integers(0, N + 1)), int(rng.integers(0, 9)), int(rng.integers(V))
-        theirs = hf.MinNewTokensLengthLogitsProcessor(given, least, eos)(ids, z)
-        assert min_length(z, N - given, least, eos).equal(theirs)
-
-
 def test_minus_infinity_stays():
-    z = torch.tensor([1., -INF, -2., 0.])
-    for out in (repetition_penalty(z, [1, 0], .5), frequency_penalty(z, [1, 1], -9.), presence_penalty(z, [1], -9.),
-                no_repeat_ngram(z, [2], 1), logit_bias(z, {1: 5.}), min_length(z, 0, 1, 2)):
+    z = torch.tensor([1.0, -INF, -2.0, 0.0])
+    for out in (
+        repetition_penalty(z, [1, 0], 0.5),
+        frequency_penalty(z, [1, 1], -9.0),
+        presence_penalty(z, [1], -9.0),
+        no_repeat_ngram(z, [2], 1),
+        logit_bias(z, {1: 5.0}),
+        min_length(z, 0, 1, 2),
+    ):
         assert out[1] == -INF and not out.isnan().any()
 
 
@@ -110,67 +113,166 @@ def test_shapes_dtypes_and_input_left_alone(dtype, lead):
     z = torch.randn(*lead, 7, generator=rng).to(dtype)
     ids = torch.randint(0, 7, (*lead, 5), generator=rng)
     before = z.clone(), ids.clone()
-    for f in (lambda z, i: repetition_penalty(z, i, 1.3), lambda z, i: frequency_penalty(z, i, .5),
-              lambda z, i: presence_penalty(z, i, .5), lambda z, i: no_repeat_ngram(z, i, 2),
-              lambda z, i: logit_bias(z, {2: 1.}), lambda z, i: min_length(z, 1, 3, [0, 6])):
+    for f in (
+        lambda z, i: repetition_penalty(z, i, 1.3),
+        lambda z, i: frequency_penalty(z, i, 0.5),
+        lambda z, i: presence_penalty(z, i, 0.5),
+        lambda z, i: no_repeat_ngram(z, i, 2),
+        lambda z, i: logit_bias(z, {2: 1.0}),
+        lambda z, i: min_length(z, 1, 3, [0, 6]),
+    ):
         out = f(z, ids)
-        assert out.shape == z.shape and out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        for o, a, b in zip(out.reshape(-1, 7), z.reshape(-1, 7), ids.reshape(-1, 5)): assert f(a, b).equal(o)
+        assert out.shape == z.shape and out.dtype == (
+            torch.float64 if dtype == torch.float64 else torch.float32
+        )
+        for o, a, b in zip(out.reshape(-1, 7), z.reshape(-1, 7), ids.reshape(-1, 5)):
+            assert f(a, b).equal(o)
     assert z.equal(before[0]) and ids.equal(before[1])
 
 
 def test_off_changes_nothing():
-    z, ids = torch.randn(3, 5, generator=torch.Generator().manual_seed(1)), torch.tensor([[1, 2], [0, 0], [4, 1]])
-    for out in (repetition_penalty(z, ids, 1), frequency_penalty(z, ids, 0), presence_penalty(z, ids, 0),
-                no_repeat_ngram(z, ids, 0), logit_bias(z, {}), min_length(z, 0, 0, 1),
-                repetition_penalty(z, ids[:, :0], 2.), frequency_penalty(z, ids, 3., ids < 0)):
+    z, ids = (
+        torch.randn(3, 5, generator=torch.Generator().manual_seed(1)),
+        torch.tensor([[1, 2], [0, 0], [4, 1]]),
+    )
+    for out in (
+        repetition_penalty(z, ids, 1),
+        frequency_penalty(z, ids, 0),
+        presence_penalty(z, ids, 0),
+        no_repeat_ngram(z, ids, 0),
+        logit_bias(z, {}),
+        min_length(z, 0, 0, 1),
+        repetition_penalty(z, ids[:, :0], 2.0),
+        frequency_penalty(z, ids, 3.0, ids < 0),
+    ):
         assert out.equal(z)
 
 
 def test_bias_forms_agree():
     z = torch.zeros(2, 4)
-    assert logit_bias(z, {1: 2, 3: -INF}).equal(logit_bias(z, [0., 2., 0., -INF]))
-    assert logit_bias(z, torch.tensor([[0., 2., 0., -INF]] * 2)).tolist() == [[0, 2, 0, -INF]] * 2
+    assert logit_bias(z, {1: 2, 3: -INF}).equal(logit_bias(z, [0.0, 2.0, 0.0, -INF]))
+    assert (
+        logit_bias(z, torch.tensor([[0.0, 2.0, 0.0, -INF]] * 2)).tolist() == [[0, 2, 0, -INF]] * 2
+    )
     assert bias_vector({2: 1.5}, 4).tolist() == [0, 0, 1.5, 0]
 
 
 Z, IDS = torch.zeros(2, 4), torch.tensor([[0, 1], [2, 3]])
 
 
-@pytest.mark.parametrize("call,error,text", [
-    (lambda: repetition_penalty(Z, IDS, 0), ValueError, r"theta \(repetition_penalty\): 0 is outside \(0, inf\)"),
-    (lambda: repetition_penalty(Z, IDS, [1., -1.]), ValueError, r"theta \(repetition_penalty\), row 1: -1.0"),
-    (lambda: repetition_penalty(Z, [[0, 1], [2, 4]], 1.), ValueError, r"ids: row 1: 4 is outside the vocabulary 0..3"),
-    (lambda: repetition_penalty(Z, [[0, 1], [-1, 0]], 1.), ValueError, r"ids: row 1: -1 is outside"),
-    (lambda: repetition_penalty(Z, [0, 1], 1.), ValueError, r"ids: shape \(2,\), expected \(2, 'N'\)"),
-    (lambda: repetition_penalty(Z, [[0], [1, 2]], 1.), TypeError, "ids: "),
-    (lambda: repetition_penalty(Z, [[.5], [1.]], 1.), TypeError, "ids: torch.float32"),
-    (lambda: repetition_penalty(Z, IDS, 1., [[1, 0], [0, 1]]), TypeError, "mask: torch.int64"),
-    (lambda: repetition_penalty(Z, IDS, 1., torch.ones(2, 3, dtype=torch.bool)), ValueError, r"mask: shape \(2, 3\)"),
-    (lambda: repetition_penalty(Z + 3e38, IDS, .5), ValueError, r"theta \(repetition_penalty\), row 0: 0.5 takes"),
-    (lambda: repetition_penalty(Z + 1, IDS, 1e-60), ValueError, r"theta \(repetition_penalty\), row 0: 1e-60 takes"),
-    (lambda: frequency_penalty(Z, IDS, float("nan")), ValueError, r"alpha \(frequency_penalty\): nan"),
-    (lambda: frequency_penalty(Z, IDS, [0., 1e300]), ValueError, r"alpha \(frequency_penalty\), row 1: 1e\+300 takes"),
-    (lambda: presence_penalty(Z, IDS, INF), ValueError, r"beta \(presence_penalty\): inf"),
-    (lambda: presence_penalty(Z, IDS, "1"), TypeError, r"beta \(presence_penalty\): '1'"),
-    (lambda: no_repeat_ngram(Z, IDS, 1.5), ValueError, r"n \(no_repeat_ngram\): 1.5 is not an integer"),
-    (lambda: no_repeat_ngram(Z, IDS, -1), ValueError, r"n \(no_repeat_ngram\): -1 is outside"),
-    (lambda: logit_bias(Z, {4: 1.}), ValueError, r"logit_bias: id 4 is outside the vocabulary 0..3"),
-    (lambda: logit_bias(Z, {10**40: 1.}), ValueError, "logit_bias: id 10000"),
-    (lambda: logit_bias(Z, {1: 10**400}), ValueError, "logit_bias: id 1: 1000"),
-    (lambda: repetition_penalty(Z, [[10**40], [0]], 1.), TypeError, "ids: "),
-    (lambda: logit_bias(Z, {-1: 1.}), ValueError, "logit_bias: id -1"),
-    (lambda: logit_bias(Z, {"a": 1.}), TypeError, "logit_bias: 'a' is no id"),
-    (lambda: logit_bias(Z, {1: "x"}), TypeError, "logit_bias: id 1: 'x'"),
-    (lambda: logit_bias(Z, {1: INF}), ValueError, "logit_bias: id 1: inf"),
-    (lambda: logit_bias(Z, {1: float("nan")}), ValueError, "logit_bias: id 1: nan"),
-    (lambda: logit_bias(Z, [1., 2.]), ValueError, r"logit_bias: shape \(2,\)"),
-    (lambda: logit_bias(Z, [-INF] * 4), ValueError, r"logit_bias, row 0: it leaves no token"),
-    (lambda: logit_bias(Z + 3e38, {1: 3e38}), ValueError, "logit_bias, row 0: it takes a logit out of the range"),
-    (lambda: min_length(Z, 0, 1, 4), ValueError, "eos: id 4 is outside"),
-    (lambda: min_length(Z, 0, 1, [0, 1, 2, 3]), ValueError, r"least \(min_new_tokens\), row 0: 1 leaves no token"),
-    (lambda: min_length(Z, 0, -1, 1), ValueError, r"least \(min_new_tokens\): -1"),
-    (lambda: min_length(Z, 0, 1, None), TypeError, "eos: None"),
-])
+@pytest.mark.parametrize(
+    "call,error,text",
+    [
+        (
+            lambda: repetition_penalty(Z, IDS, 0),
+            ValueError,
+            r"theta \(repetition_penalty\): 0 is outside \(0, inf\)",
+        ),
+        (
+            lambda: repetition_penalty(Z, IDS, [1.0, -1.0]),
+            ValueError,
+            r"theta \(repetition_penalty\), row 1: -1.0",
+        ),
+        (
+            lambda: repetition_penalty(Z, [[0, 1], [2, 4]], 1.0),
+            ValueError,
+            r"ids: row 1: 4 is outside the vocabulary 0..3",
+        ),
+        (
+            lambda: repetition_penalty(Z, [[0, 1], [-1, 0]], 1.0),
+            ValueError,
+            r"ids: row 1: -1 is outside",
+        ),
+        (
+            lambda: repetition_penalty(Z, [0, 1], 1.0),
+            ValueError,
+            r"ids: shape \(2,\), expected \(2, 'N'\)",
+        ),
+        (lambda: repetition_penalty(Z, [[0], [1, 2]], 1.0), TypeError, "ids: "),
+        (lambda: repetition_penalty(Z, [[0.5], [1.0]], 1.0), TypeError, "ids: torch.float32"),
+        (lambda: repetition_penalty(Z, IDS, 1.0, [[1, 0], [0, 1]]), TypeError, "mask: torch.int64"),
+        (
+            lambda: repetition_penalty(Z, IDS, 1.0, torch.ones(2, 3, dtype=torch.bool)),
+            ValueError,
+            r"mask: shape \(2, 3\)",
+        ),
+        (
+            lambda: repetition_penalty(Z + 3e38, IDS, 0.5),
+            ValueError,
+            r"theta \(repetition_penalty\), row 0: 0.5 takes",
+        ),
+        (
+            lambda: repetition_penalty(Z + 1, IDS, 1e-60),
+            ValueError,
+            r"theta \(repetition_penalty\), row 0: 1e-60 takes",
+        ),
+        (
+            lambda: frequency_penalty(Z, IDS, float("nan")),
+            ValueError,
+            r"alpha \(frequency_penalty\): nan",
+        ),
+        (
+            lambda: frequency_penalty(Z, IDS, [0.0, 1e300]),
+            ValueError,
+            r"alpha \(frequency_penalty\), row 1: 1e\+300 takes",
+        ),
+        (lambda: presence_penalty(Z, IDS, INF), ValueError, r"beta \(presence_penalty\): inf"),
+        (lambda: presence_penalty(Z, IDS, "1"), TypeError, r"beta \(presence_penalty\): '1'"),
+        (
+            lambda: no_repeat_ngram(Z, IDS, 1.5),
+            ValueError,
+            r"n \(no_repeat_ngram\): 1.5 is not an integer",
+        ),
+        (lambda: no_repeat_ngram(Z, IDS, -1), ValueError, r"n \(no_repeat_ngram\): -1 is outside"),
+        (
+            lambda: logit_bias(Z, {4: 1.0}),
+            ValueError,
+            r"logit_bias: id 4 is outside the vocabulary 0..3",
+        ),
+        (lambda: logit_bias(Z, {10**40: 1.0}), ValueError, "logit_bias: id 10000"),
+        (lambda: logit_bias(Z, {1: 10**400}), ValueError, "logit_bias: id 1: 1000"),
+        (lambda: repetition_penalty(Z, [[10**40], [0]], 1.0), TypeError, "ids: "),
+        (lambda: logit_bias(Z, {-1: 1.0}), ValueError, "logit_bias: id -1"),
+        (lambda: logit_bias(Z, {"a": 1.0}), TypeError, "logit_bias: 'a' is no id"),
+        (lambda: logit_bias(Z, {1: "x"}), TypeError, "logit_bias: id 1: 'x'"),
+        (lambda: logit_bias(Z, {1: INF}), ValueError, "logit_bias: id 1: inf"),
+        (lambda: logit_bias(Z, {1: float("nan")}), ValueError, "logit_bias: id 1: nan"),
+        (lambda: logit_bias(Z, [1.0, 2.0]), ValueError, r"logit_bias: shape \(2,\)"),
+        (lambda: logit_bias(Z, [-INF] * 4), ValueError, r"logit_bias, row 0: it leaves no token"),
+        (
+            lambda: logit_bias(Z + 3e38, {1: 3e38}),
+            ValueError,
+            "logit_bias, row 0: it takes a logit out of the range",
+        ),
+        (lambda: min_length(Z, 0, 1, 4), ValueError, "eos: id 4 is outside"),
+        (
+            lambda: min_length(Z, 0, 1, [0, 1, 2, 3]),
+            ValueError,
+            r"least \(min_new_tokens\), row 0: 1 leaves no token",
+        ),
+        (lambda: min_length(Z, 0, -1, 1), ValueError, r"least \(min_new_tokens\): -1"),
+        (lambda: min_length(Z, 0, 1, None), TypeError, "eos: None"),
+    ],
+)
 def test_refused(call, error, text):
-    with pytest.raises(error, match=text): call()
+    with pytest.raises(error, match=text):
+        call()
+
+
+def test_penalties_leave_removed_tokens_alone():
+    "A number that overflows on a token which is not there is no reason for NaN or an error."
+    z = torch.tensor([-INF, 1.0])
+    for f in (frequency_penalty, presence_penalty):
+        assert f(z, [0], -1e39).tolist() == [-INF, 1.0]
+    assert logit_bias(z, {0: 1e39}).tolist() == [-INF, 1.0]
+    assert Sampler(frequency_penalty=-1e39).distribution(z, [0]).tolist() == [0.0, 1.0]
+
+
+def test_a_bias_is_any_real_number():
+    for value in (10**30, Fraction(1, 2), 2**63, np.float32(2)):
+        assert logit_bias(torch.tensor([0.0, 1.0]), {1: value})[1].item() == pytest.approx(
+            float(value) + 1
+        )
+    for value in (10**400, -(10**400), INF, NAN):
+        with pytest.raises(ValueError, match="logit_bias: id 1: .* is neither finite nor -inf"):
+            bias_vector({1: value})

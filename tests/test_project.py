@@ -1,4 +1,6 @@
-"""The project itself: what is generated is up to date, notebooks are clean and whole, the package is light."""
+"""The project itself: what is generated is up to date, notebooks are clean and whole, the package
+is light."""
+
 import ast
 import filecmp
 import json
@@ -14,9 +16,9 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-
 from execute import export
 from nbdev_commands import REFUSED, install
+from tree import cells, tracked
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
@@ -24,8 +26,22 @@ MODULES = sorted((ROOT / "decoding_book").glob("*.py"))
 BIN = Path(sys.executable).parent
 EAGER = {"torch", "numpy", "matplotlib", "decoding_book"}
 LAZY = EAGER | {"tokenizers", "jinja2", "safetensors", "tqdm", "triton", "gguf"}
-HEAVY = {"torch", "numpy", "matplotlib", "gguf", "tokenizers", "jinja2", "tqdm", "transformers",
-         "IPython", "scipy", "triton", "nbdev", "fastcore", "execnb"}
+HEAVY = {
+    "torch",
+    "numpy",
+    "matplotlib",
+    "gguf",
+    "tokenizers",
+    "jinja2",
+    "tqdm",
+    "transformers",
+    "IPython",
+    "scipy",
+    "triton",
+    "nbdev",
+    "fastcore",
+    "execnb",
+}
 
 
 def python(code, **options):
@@ -35,23 +51,8 @@ def python(code, **options):
     return done.stdout.strip()
 
 
-def sources(path, kind="code"):
-    "Cell number and source of the cells of one kind."
-    cells = nbformat.read(path, as_version=4).cells
-    return [(i, c.source) for i, c in enumerate(cells) if c.cell_type == kind]
-
-
-def tracked():
-    "The text files that git knows, or would add."
-    done = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT,
-                          capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip("not a git repository")
-    paths = [ROOT / p for p in done.stdout.splitlines() if "vendor" not in p]
-    return [p for p in paths if p.is_file() and b"\0" not in p.read_bytes()[:4096]]
-
-
 # ---- notebooks and export
+
 
 def test_the_export_is_up_to_date(project):
     package = project / "decoding_book"
@@ -66,22 +67,27 @@ def test_the_export_is_up_to_date(project):
 
 
 def test_the_readme_is_made_from_the_index():
-    done = subprocess.run([sys.executable, ROOT / "tools/readme.py", "--check"],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/readme.py", "--check"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_notebooks_are_clean(project):
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
     subprocess.run([BIN / "nbdev_clean"], cwd=project, env=env, check=True)
-    changed = [p.name for p in NOTEBOOKS
-               if p.read_bytes() != (project / "nbs" / p.name).read_bytes()]
+    changed = [
+        p.name for p in NOTEBOOKS if p.read_bytes() != (project / "nbs" / p.name).read_bytes()
+    ]
     assert not changed, "run nbdev_clean"
 
 
 def test_no_cell_is_skipped():
-    off = re.compile(r"^#\|\s*(eval\s*:\s*false|notest|skip|slow|cuda)|^%%(script|bash|capture)"
-                     r"|^\s*if (False|0)\s*:", re.M | re.I)
+    off = re.compile(
+        r"^#\|\s*(eval\s*:\s*false|notest|skip|slow|cuda)|^%%(script|bash|capture)"
+        r"|^\s*if (False|0)\s*:",
+        re.M | re.I,
+    )
     for path in NOTEBOOKS:
         nb = nbformat.read(path, as_version=4)
         front = nb.cells[0].source if nb.cells[0].cell_type == "raw" else ""
@@ -95,12 +101,15 @@ def test_no_cell_is_skipped():
 
 
 def test_imports_stand_in_cells_of_their_own():
-    "nbdev runs every cell that imports: one that also works fails there for want of what the cells above it made."
+    """nbdev runs every cell that imports: one that also works fails there for want of what the
+    cells above it made."""
     imports = (ast.Import, ast.ImportFrom)
     for path in NOTEBOOKS:
-        for i, source in sources(path):
+        for i, source in cells(path):
             body = ast.parse(source).body
-            mixed = any(isinstance(n, imports) for n in body) and not all(isinstance(n, imports) for n in body)
+            mixed = any(isinstance(n, imports) for n in body) and not all(
+                isinstance(n, imports) for n in body
+            )
             assert not mixed, f"{path.name}, cell {i}"
 
 
@@ -109,7 +118,9 @@ def test_nbdev_s_own_filter_reads_every_notebook(full):
     if not full:
         pytest.skip("takes half a minute: run with --full")
     for path in NOTEBOOKS:
-        done = subprocess.run([BIN / "nbdev_filter", "--fname", path], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(
+            [BIN / "nbdev_filter", "--fname", path], cwd=ROOT, capture_output=True, text=True
+        )
         assert done.returncode == 0, f"{path.name}: {done.stderr}"
 
 
@@ -124,7 +135,7 @@ def test_outputs_are_committed_and_hold_no_error():
 def test_notebooks_are_small_and_their_lines_short():
     for path in NOTEBOOKS:
         assert path.stat().st_size <= 300_000, f"{path.name}: {path.stat().st_size:,} bytes"
-        for i, source in sources(path):
+        for i, source in cells(path):
             for line in source.splitlines():
                 assert len(line) <= 100, f"{path.name}, cell {i}: {line}"
 
@@ -144,8 +155,10 @@ def test_notebooks_have_a_page_and_a_title():
 
 
 def test_an_edit_of_a_cell_becomes_behaviour_of_the_module(project):
-    code = ("import torch; from decoding_book.loop import Prediction, greedy;"
-            "print(greedy(Prediction(torch.tensor([[1., 3., 2.]])), None).ids.item())")
+    code = (
+        "import torch; from decoding_book.loop import Prediction, greedy;"
+        "print(greedy(Prediction(torch.tensor([[1., 3., 2.]])), None).ids.item())"
+    )
     env = dict(os.environ, PYTHONPATH=str(project))
     assert python(code, env=env, cwd=project) == "1"
     path = project / "nbs" / "01_loop.ipynb"
@@ -162,14 +175,24 @@ def test_an_edit_of_a_cell_becomes_behaviour_of_the_module(project):
 
 # ---- the package
 
+
 def imported(path):
     "(name, whether at the top of the module) of all that a module imports."
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    inner = {id(n) for f in ast.walk(tree) for n in ast.walk(f) if f is not n
-             and isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef))}
+    inner = {
+        id(n)
+        for f in ast.walk(tree)
+        for n in ast.walk(f)
+        if f is not n and isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
     for node in ast.walk(tree):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else (
-            [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else [])
+        names = (
+            [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else (
+                [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            )
+        )
         yield from ((n.split(".")[0], id(node) not in inner) for n in names)
 
 
@@ -181,15 +204,21 @@ def test_modules_import_only_what_a_user_has():
 
 
 def test_importing_the_package_imports_nothing_heavy():
-    seen = json.loads(python("import sys, json; import decoding_book;"
-                             "print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"))
+    seen = json.loads(
+        python(
+            "import sys, json; import decoding_book;"
+            "print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
+        )
+    )
     assert not HEAVY & set(seen)
 
 
 def test_the_modules_of_the_package_import_little_beside_torch():
-    code = ("import sys, json, torch; before = {m.split('.')[0] for m in sys.modules};"
-            "import decoding_book.loop;"
-            "print(json.dumps(sorted({m.split('.')[0] for m in sys.modules} - before)))")
+    code = (
+        "import sys, json, torch; before = {m.split('.')[0] for m in sys.modules};"
+        "import decoding_book.loop;"
+        "print(json.dumps(sorted({m.split('.')[0] for m in sys.modules} - before)))"
+    )
     new = {m for m in json.loads(python(code)) if m not in sys.stdlib_module_names}
     assert new <= {"decoding_book"}
 
@@ -207,9 +236,11 @@ def test_importing_the_package_costs_at_most_a_tenth_more_than_torch(full, recor
 
 def metadata():
     "What setup.py declares."
-    code = ("import json, setuptools; from distutils.core import run_setup;"
-            "d = run_setup('setup.py', stop_after='init');"
-            "print(json.dumps([d.install_requires, d.extras_require]))")
+    code = (
+        "import json, setuptools; from distutils.core import run_setup;"
+        "d = run_setup('setup.py', stop_after='init');"
+        "print(json.dumps([d.install_requires, d.extras_require]))"
+    )
     return json.loads(python(code, cwd=ROOT))
 
 
@@ -220,12 +251,15 @@ def names(requirements):
 def test_a_user_needs_torch_numpy_and_matplotlib_only():
     install, extras = metadata()
     assert names(install) == {"torch", "numpy", "matplotlib"}
-    assert {"tokenizers", "jinja2", "safetensors"} <= names(extras["model"]) and not {"nbdev", "fastcore"} & names(
-        extras["model"])
+    assert {"tokenizers", "jinja2", "safetensors"} <= names(extras["model"]) and not {
+        "nbdev",
+        "fastcore",
+    } & names(extras["model"])
     assert {"nbdev", "fastcore"} <= names(extras["dev"])
 
 
 # ---- the environment
+
 
 def test_make_help_lists_every_command():
     if not shutil.which("make"):
@@ -236,18 +270,28 @@ def test_make_help_lists_every_command():
 
 
 def test_make_keeps_compiled_modules_whatever_the_environment_says():
-    "Else each kernel and each worker would compile torch and transformers anew, a minute and more of a run."
+    """Else each kernel and each worker would compile torch and transformers anew, a minute and more
+    of a run."""
     if not shutil.which("make"):
         pytest.skip("no make on the PATH")
     say = f'say: ; @{sys.executable} -c "import sys; print(sys.dont_write_bytecode)"'
-    done = subprocess.run(["make", "--no-print-directory", f"--eval={say}", "say"], cwd=ROOT, text=True, check=True,
-                          env=dict(os.environ, PYTHONDONTWRITEBYTECODE="1"), capture_output=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", f"--eval={say}", "say"],
+        cwd=ROOT,
+        text=True,
+        check=True,
+        env=dict(os.environ, PYTHONDONTWRITEBYTECODE="1"),
+        capture_output=True,
+    )
     assert done.stdout == "False\n"
 
 
 def test_constraints_pin_everything_exactly():
-    lines = [x for x in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-             if x and not x.startswith("#")]
+    lines = [
+        x
+        for x in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if x and not x.startswith("#")
+    ]
     assert all(re.fullmatch(r"[\w.-]+==[\w.!]+", x) for x in lines), "a name and a version"
     pins = dict(x.lower().replace("_", "-").split("==") for x in lines)
     assert pins["torch"] == "2.13.0" and pins["triton"] == "3.7.1" and len(pins) > 100
@@ -279,18 +323,23 @@ def test_the_readme_s_commands_work_in_a_fresh_environment(full, project):
         pytest.skip("takes minutes: run with --full")
     shutil.copy(ROOT / "constraints.txt", project)
     script = "set -e\n" + "\n".join(
-        line.removeprefix("$ ") for line in readme_commands()[0]
-        if not re.search(r"git clone|^cd |jupyter", line))
+        line.removeprefix("$ ")
+        for line in readme_commands()[0]
+        if not re.search(r"git clone|^cd |jupyter", line)
+    )
     env = dict(os.environ, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}")
-    subprocess.run(["bash", "-c", script], cwd=project, env=env, check=True,
-                   stdin=subprocess.DEVNULL)
+    subprocess.run(
+        ["bash", "-c", script], cwd=project, env=env, check=True, stdin=subprocess.DEVNULL
+    )
 
 
 def nbdev_table():
     "Command of nbdev -> what CONTRIBUTING.md says of it."
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`nb.+?) \| (.+) \|$", text, re.M)
-    return {command: said for commands, said in rows for command in re.findall(r"`(\w+)`", commands)}
+    return {
+        command: said for commands, said in rows for command in re.findall(r"`(\w+)`", commands)
+    }
 
 
 def test_contributing_lists_every_command_of_nbdev():
@@ -314,15 +363,29 @@ def test_what_nbdev_would_spoil_is_refused_in_one_sentence(tmp_path):
 def test_nbdev_test_passes_in_its_time(full):
     if not full:
         pytest.skip("runs every notebook: run with --full")
-    subprocess.run([BIN / "nbdev_test", "--n_workers", "2", "--do_print"], cwd=ROOT, check=True, timeout=900,
-                   env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"})
+    subprocess.run(
+        [BIN / "nbdev_test", "--n_workers", "2", "--do_print"],
+        cwd=ROOT,
+        check=True,
+        timeout=900,
+        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+    )
 
 
 # ---- hygiene
 
+
 def test_the_project_names_no_package_registry_s_host_and_no_one_s_machine():
-    hosts = ["py" + "pi.org", "python" + "hosted", "registry.npm" + "js", "download.py" + "torch",
-             "conda.ana" + "conda", "/wo" + "rk/", "/ho" + "me/", "/ro" + "ot/"]
+    hosts = [
+        "py" + "pi.org",
+        "python" + "hosted",
+        "registry.npm" + "js",
+        "download.py" + "torch",
+        "conda.ana" + "conda",
+        "/wo" + "rk/",
+        "/ho" + "me/",
+        "/ro" + "ot/",  # codespell:ignore ot
+    ]
     found = []
     for path in tracked():
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -331,8 +394,11 @@ def test_the_project_names_no_package_registry_s_host_and_no_one_s_machine():
 
 
 def test_the_site_has_one_configuration():
-    configs = [p for p in ROOT.rglob("_quarto.y*ml")
-               if not {".venv", "build", "_site"} & set(p.relative_to(ROOT).parts)]
+    configs = [
+        p
+        for p in ROOT.rglob("_quarto.y*ml")
+        if not {".venv", "build", "_site"} & set(p.relative_to(ROOT).parts)
+    ]
     assert configs == [ROOT / "_quarto.yml"]
 
 

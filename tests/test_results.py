@@ -1,4 +1,6 @@
-"""Results are values: pickled, copied deeply or saved by torch they go without their model and show themselves as before."""
+"""Results are values: pickled, copied deeply or saved by torch they go without their model and show
+themselves as before."""
+
 import copy
 import io
 import pickle
@@ -18,7 +20,7 @@ from decoding_book.toy import six_words
 
 WORLD = six_words()
 BOOK = six_words()
-BOOK.lock = threading.Lock()          # a model that nothing can pickle
+BOOK.lock = threading.Lock()  # a model that nothing can pickle
 
 
 def by_torch(x):
@@ -28,36 +30,62 @@ def by_torch(x):
     return torch.load(file, weights_only=False)
 
 
-WAYS = {"deepcopy": copy.deepcopy, "torch.save": by_torch,
-        **{f"pickle {p}": lambda x, p=p: pickle.loads(pickle.dumps(x, protocol=p)) for p in range(6)}}
+WAYS = {
+    "deepcopy": copy.deepcopy,
+    "torch.save": by_torch,
+    **{f"pickle {p}": lambda x, p=p: pickle.loads(pickle.dumps(x, protocol=p)) for p in range(6)},
+}
 
 
 class Ids:
     "A model without a tokenizer."
+
     vocab_size, eos, lock = 6, 5, threading.Lock()
-    def __call__(self, ids, mask=None, **options): return Prediction(torch.eye(6)[(ids[:, -1] + 1) % 6])
+
+    def __call__(self, ids, mask=None, **options):
+        return Prediction(torch.eye(6)[(ids[:, -1] + 1) % 6])
 
 
 class Bytes:
-    "A tokenizer whose tokens are bytes, so that one id may be half a character; start and end of a text are cut."
+    """A tokenizer whose tokens are bytes, so that one id may be half a character; start and end of
+    a text are cut."""
+
     vocab_size, eos, lock = 256, 0, threading.Lock()
-    def encode(self, text): return list(text.encode())
-    def decode(self, ids): return bytes(ids).decode(errors="replace").lstrip(" ")
+
+    def encode(self, text):
+        return list(text.encode())
+
+    def decode(self, ids):
+        return bytes(ids).decode(errors="replace").lstrip(" ")
+
     def __call__(self, ids, mask=None, **options):
         text = " né 你好 à\0".encode()
-        return Prediction(torch.stack([torch.eye(256)[text[int(m.sum()) % len(text)]]
-                                       for m in (torch.ones_like(ids) if mask is None else mask)]) * 9)
+        return Prediction(
+            torch.stack(
+                [
+                    torch.eye(256)[text[int(m.sum()) % len(text)]]
+                    for m in (torch.ones_like(ids) if mask is None else mask)
+                ]
+            )
+            * 9
+        )
 
 
 def interrupted():
     def stop(prediction, context):
-        if len(context.ids[0]) > 3: raise KeyboardInterrupt
+        if len(context.ids[0]) > 3:
+            raise KeyboardInterrupt
         return Sampler()(prediction, context)
+
     return generate(BOOK, ["I", "cold"], stop)
 
 
-unsure = EntropySampler(EntropixConfig(low_ent_thresh=0, high_ent_thresh=0, low_vent_thresh=99, high_vent_thresh=99),
-                        clarify="I like", tokenizer=WORLD, attention=False)
+unsure = EntropySampler(
+    EntropixConfig(low_ent_thresh=0, high_ent_thresh=0, low_vent_thresh=99, high_vent_thresh=99),
+    clarify="I like",
+    tokenizer=WORLD,
+    attention=False,
+)
 RESULTS = {
     "generation": lambda: generate(BOOK, "I like"),
     "batch": lambda: generate(BOOK, ["I", "cold coffee", "water"], Sampler(seed=4)),
@@ -86,19 +114,38 @@ RESULTS = {
 
 def plain(x):
     "All that a result holds, but for its model, as plain data that can be compared."
-    if torch.is_tensor(x): return x.dtype, str(x.tolist())            # nan equals nan
-    if isinstance(x, KnownTexts) or x is BOOK: return "model"
-    if isinstance(x, (list, tuple)): return [plain(v) for v in x] + [plain(getattr(x, "__dict__", None))]
-    if isinstance(x, dict): return {k: plain(v) for k, v in x.items() if k != "model"}
+    if torch.is_tensor(x):
+        return x.dtype, str(x.tolist())  # nan equals nan
+    if isinstance(x, KnownTexts) or x is BOOK:
+        return "model"
+    if isinstance(x, (list, tuple)):
+        return [plain(v) for v in x] + [plain(getattr(x, "__dict__", None))]
+    if isinstance(x, dict):
+        return {k: plain(v) for k, v in x.items() if k != "model"}
     own = {n: getattr(x, n) for n in getattr(type(x), "__slots__", ())} | getattr(x, "__dict__", {})
     return (type(x).__name__, plain(own)) if own else repr(x)
 
 
 def looks(x):
     "Every way in which a result shows itself."
-    names = ("text", "ids", "logprobs", "reason", "prompt_ids", "logprob", "score", "finished", "rows", "bound", "proven")
-    return [repr(x) if type(x).__repr__ is not object.__repr__ else "", getattr(x, "_repr_html_", str)(),
-            plain({n: getattr(x, n) for n in names if hasattr(x, n)})]
+    names = (
+        "text",
+        "ids",
+        "logprobs",
+        "reason",
+        "prompt_ids",
+        "logprob",
+        "score",
+        "finished",
+        "rows",
+        "bound",
+        "proven",
+    )
+    return [
+        repr(x) if type(x).__repr__ is not object.__repr__ else "",
+        getattr(x, "_repr_html_", str)(),
+        plain({n: getattr(x, n) for n in names if hasattr(x, n)}),
+    ]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -107,12 +154,16 @@ def test_a_result_survives_without_its_model(name, way):
     result = RESULTS[name]()
     saved = WAYS[way](result)
     assert type(saved) is type(result) and plain(saved) == plain(result)
-    if name not in ("step", "track"): assert looks(saved) == looks(result)
-    again = WAYS[way](saved)                                      # and once more, with the model long gone
-    assert plain(again) == plain(result) and (name in ("step", "track") or looks(again) == looks(result))
+    if name not in ("step", "track"):
+        assert looks(saved) == looks(result)
+    again = WAYS[way](saved)  # and once more, with the model long gone
+    assert plain(again) == plain(result) and (
+        name in ("step", "track") or looks(again) == looks(result)
+    )
     if isinstance(result, list) or name in ("batch", "ids", "bytes", "decisions"):
         assert [looks(row) for row in saved] == [looks(row) for row in result]
-    if hasattr(result, "model"): assert result.model is not saved.model
+    if hasattr(result, "model"):
+        assert result.model is not saved.model
 
 
 def test_a_shallow_copy_keeps_the_model():
@@ -124,7 +175,9 @@ def test_a_shallow_copy_keeps_the_model():
 
 def test_what_was_not_asked_before_is_named():
     saved = pickle.loads(pickle.dumps(generate(BOOK, "I like")))
-    with pytest.raises(LookupError, match=r"\(1, 2, 3\) was not asked for before the result was saved"):
+    with pytest.raises(
+        LookupError, match=r"\(1, 2, 3\) was not asked for before the result was saved"
+    ):
         saved.model.decode([1, 2, 3])
     assert pickle.loads(pickle.dumps(generate(Ids(), [0]))).model is None
 
@@ -133,7 +186,8 @@ def test_a_long_text_costs_its_length_and_not_its_square():
     texts, model = {}, Bytes()
     for n in (250, 500, 1000):
         notes = KnownTexts(model)
-        for k in range(n): notes.decode(list(range(97, 123)) * 40 + [98] * k)
+        for k in range(n):
+            notes.decode(list(range(97, 123)) * 40 + [98] * k)
         saved = pickle.dumps(notes)
         assert pickle.loads(saved).texts == notes.texts
         texts[n] = len(saved)
@@ -142,10 +196,13 @@ def test_a_long_text_costs_its_length_and_not_its_square():
 
 def test_steps_hold_what_they_show_and_no_more():
     "No tensor of a step, or of a row taken from it, is a view of something larger."
-    result = generate(BOOK, ["I", "cold coffee", "water"] * 20, Sampler(temperature=.9, top_k=3, top_p=.9))
+    result = generate(
+        BOOK, ["I", "cold coffee", "water"] * 20, Sampler(temperature=0.9, top_k=3, top_p=0.9)
+    )
     for g in (result, result[7], generate(BOOK, ["I", "water"], unsure)[1]):
         for step in g.steps:
             for part in (step, step.draw):
                 for x in vars(part).values():
-                    if torch.is_tensor(x): assert x.untyped_storage().nbytes() == x.nbytes
+                    if torch.is_tensor(x):
+                        assert x.untyped_storage().nbytes() == x.nbytes
     assert len(pickle.dumps(result[7])) < 40_000

@@ -544,7 +544,21 @@ def test_empty_batch():
     assert out.ids.shape == (0,) and FULL.distribution(torch.zeros(0, 5)).shape == (0, 5)
 
 
+@pytest.mark.parametrize("name, bad", [
+    ("rows", -1), ("rows", [1, 2**32]), ("seed", -1), ("seed", 2**64), ("rows", "a")])
+def test_a_sampler_names_the_part_of_its_key(name, bad):
+    with pytest.raises((ValueError, TypeError), match=f"^{name}"): Sampler(**{name: bad})
+
+
+def test_a_sampler_for_no_rows():
+    assert len(Sampler(top_k=[1, 2, 3]).at(torch.tensor([], dtype=torch.long)).top_k) == 0
+
+
 # ---------------------------------------------------------------- the trace
+
+def test_a_trace_names_what_had_no_probability_left():
+    assert Sampler(top_k=1).trace(torch.tensor([0., -200., -INF])).stages[1].removed == [1]
+
 
 def test_trace():
     z = torch.tensor([.4, .3, .14, .13, .03], dtype=torch.float64).log()

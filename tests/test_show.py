@@ -1,4 +1,5 @@
 """The HTML views and figures of `decoding_book.show`."""
+
 import math
 import os
 import re
@@ -14,17 +15,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decoding_book import show as S
-from decoding_book.show import (LEGEND, PALETTE, STYLE, UNDERLINES, bars, figure_style, heat, in_words, level,
-                                level_css, percent, rows_html, spoken, surprisal, token_face,
-                                token_name, text_on, tokens_html)
+from decoding_book.show import (
+    LEGEND,
+    PALETTE,
+    STYLE,
+    UNDERLINES,
+    bars,
+    figure_style,
+    heat,
+    in_words,
+    level,
+    level_css,
+    percent,
+    rows_html,
+    spoken,
+    surprisal,
+    text_on,
+    token_face,
+    token_name,
+    tokens_html,
+)
 
 WORDS = ["cold", "coffee", "I", "like", "water", "stop"]
 LOG = math.log
-TOP = [(" stop", LOG(1/2)), (" I", LOG(1/4)), (" water", LOG(1/8))]
+TOP = [(" stop", LOG(1 / 2)), (" I", LOG(1 / 4)), (" water", LOG(1 / 8))]
 
 
 class Page(HTMLParser):
     """What a browser would find: elements, attributes, and the text outside the style sheet."""
+
     def __init__(self, html):
         super().__init__()
         self.elements, self.attributes, self.text, self.open = [], [], "", []
@@ -34,19 +53,23 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.elements.append(tag)
         self.attributes += attributes
-        if tag != "br": self.open.append(tag)
+        if tag != "br":
+            self.open.append(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self.open: self.text += data
+        if "style" not in self.open:
+            self.text += data
 
 
-def body(html): return html.replace(STYLE, "")
+def body(html):
+    return html.replace(STYLE, "")
 
 
-def words_of(html): return re.findall(r'<b(?: class="db-c")?>(.*?)</b>', html)
+def words_of(html):
+    return re.findall(r'<b(?: class="db-c")?>(.*?)</b>', html)
 
 
 # HTML: safety
@@ -103,7 +126,7 @@ def test_css_is_scoped():
 
 
 def test_size():
-    top = [(f" alternative{i}", LOG(.19)) for i in range(5)]
+    top = [(f" alternative{i}", LOG(0.19)) for i in range(5)]
     html = tokens_html([" coffee"] * 64, [-2.5] * 64, [top] * 64, prompt="I like " * 20)
     assert len(html.encode()) < 45_000, len(html.encode())
     assert len(tokens_html(["a"], [-1]).encode()) < 5_000
@@ -111,17 +134,21 @@ def test_size():
 
 # HTML: content
 
+
 def test_tokens_are_focusable_and_labelled():
-    html = tokens_html([" like", "\n", ".", ""], [LOG(1/2), LOG(1/8), 0, LOG(1/32)])
+    html = tokens_html([" like", "\n", ".", ""], [LOG(1 / 2), LOG(1 / 8), 0, LOG(1 / 32)])
     assert html.count('tabindex="0"') == 4 and html.count('tabindex="-1"') == 1
     assert re.findall('role="group" aria-label="(.*?)"', html) == [
-        "like, 50.0 %, 1.0 bits", "new line, 12.5 %, 3.0 bits",
-        "full stop, 100.0 %, 0.0 bits", "empty, 3.1 %, 5.0 bits"]
+        "like, 50.0 %, 1.0 bits",
+        "new line, 12.5 %, 3.0 bits",
+        "full stop, 100.0 %, 0.0 bits",
+        "empty, 3.1 %, 5.0 bits",
+    ]
     assert 'aria-label="Generated text, 4 tokens, 9.0 bits"' in html
 
 
 def test_alternatives_are_listed_with_probabilities():
-    html = body(tokens_html([" I"], [LOG(1/4)], [TOP]))
+    html = body(tokens_html([" I"], [LOG(1 / 4)], [TOP]))
     assert words_of(html) == ["·I", "·stop", "▸ ·I", "·water"]
     assert re.findall("<em>(.*?)</em>", html) == ["50.0 %", "25.0 %", "12.5 %"]
     assert re.findall(r'<i style="width:(.*?)%">', html) == ["50", "25", "12.5"]
@@ -129,32 +156,36 @@ def test_alternatives_are_listed_with_probabilities():
 
 
 def test_the_chosen_token_outside_the_list():
-    html = body(tokens_html([" like"], [LOG(1/32)], [TOP]))
+    html = body(tokens_html([" like"], [LOG(1 / 32)], [TOP]))
     assert words_of(html)[1:] == ["·stop", "·I", "·water", "▸ ·like"]
     assert html.count("…") == 1 and html.count('class="db-c"') == 1
     assert re.findall("<em>(.*?)</em>", html)[-1] == "3.1 %"
 
 
 def test_equal_texts_are_told_apart_by_probability():
-    top = [("\ufffd", LOG(.5)), ("\ufffd", LOG(.25)), ("\ufffd", LOG(.125))]
-    inside = words_of(body(tokens_html(["\ufffd"], [LOG(.25)], [top])))[1:]
+    top = [("\ufffd", LOG(0.5)), ("\ufffd", LOG(0.25)), ("\ufffd", LOG(0.125))]
+    inside = words_of(body(tokens_html(["\ufffd"], [LOG(0.25)], [top])))[1:]
     assert [w.startswith("▸") for w in inside] == [False, True, False]
-    outside = words_of(body(tokens_html(["\ufffd"], [LOG(.01)], [top])))[1:]
+    outside = words_of(body(tokens_html(["\ufffd"], [LOG(0.01)], [top])))[1:]
     assert [w.startswith("▸") for w in outside] == [False, False, False, True]
 
 
 def test_a_space_lost_in_decoding_still_matches():
-    top = [("like", LOG(.25)), (" like", LOG(.25)), ("cold", LOG(.25))]
-    marked = lambda token: [w.startswith("▸") for w in words_of(
-        body(tokens_html([token], [LOG(.25)], [top])))[1:]]
+    top = [("like", LOG(0.25)), (" like", LOG(0.25)), ("cold", LOG(0.25))]
+
+    def marked(token):
+        return [
+            w.startswith("▸") for w in words_of(body(tokens_html([token], [LOG(0.25)], [top])))[1:]
+        ]
+
     assert marked(" cold") == [False, False, True]
     assert marked(" like") == [False, True, False]  # an equal text goes first
     assert marked("water") == [False, False, False, True]
 
 
 def test_no_alternatives_still_has_a_card():
-    html = body(tokens_html(["a"], [LOG(1/2)]))
-    assert '<b>a</b> 50.0 %, 1.0 bits' in html and "<em>" not in html
+    html = body(tokens_html(["a"], [LOG(1 / 2)]))
+    assert "<b>a</b> 50.0 %, 1.0 bits" in html and "<em>" not in html
 
 
 def test_prompt_caption_and_note():
@@ -170,44 +201,59 @@ def test_empty_generation():
 
 def test_special_characters_are_visible():
     assert [token_face(t) for t in ["\n", " ", "\t", "a\n\nb", "x\r"]] == [
-        '<span class="db-m">↵</span><br>', '<span class="db-m">·</span>', "⇥",
-        'a<span class="db-m">↵</span><br><span class="db-m">↵</span><br>b', "x␍"]
-    assert [token_name(t) for t in ["", " a b", "\x00", "\u202e", "\ud800", "\u2028", "\ufffd"]] == [
-        "∅", "·a·b", "‹0000›", "‹202E›", "‹D800›", "‹2028›", "\ufffd"]
+        '<span class="db-m">↵</span><br>',
+        '<span class="db-m">·</span>',
+        "⇥",
+        'a<span class="db-m">↵</span><br><span class="db-m">↵</span><br>b',
+        "x␍",
+    ]
+    assert [
+        token_name(t) for t in ["", " a b", "\x00", "\u202e", "\ud800", "\u2028", "\ufffd"]
+    ] == ["∅", "·a·b", "‹0000›", "‹202E›", "‹D800›", "‹2028›", "\ufffd"]
     assert token_name("👩\u200d🔬") == "👩\u200d🔬"
     assert spoken("\ufffd") == "replacement character" and spoken(" 12 ") == "12"
 
 
 def test_shading_is_monotone_and_not_by_colour_alone():
-    rules = re.findall(r"\.db-(\d+)\{background:rgba\(213,94,0,([\d.]+)\);border-bottom:(.*?)\}",
-                       level_css())
+    rules = re.findall(
+        r"\.db-(\d+)\{background:rgba\(213,94,0,([\d.]+)\);border-bottom:(.*?)\}", level_css()
+    )
     assert [int(n) for n, _, _ in rules] == list(range(11))
     alphas = [float(a) for _, a, _ in rules]
-    assert alphas == sorted(set(alphas)) and alphas[0] == 0 and alphas[-1] <= .6
+    assert alphas == sorted(set(alphas)) and alphas[0] == 0 and alphas[-1] <= 0.6
     widths = [int(line[0]) for line in UNDERLINES]
     assert widths == sorted(widths) and len(set(UNDERLINES)) == 6
-    logprobs = [-.5 * i for i in range(30)]
+    logprobs = [-0.5 * i for i in range(30)]
     levels = [int(n) for n in re.findall(r"db-t db-(\d+)", tokens_html(["a"] * 30, logprobs))]
     assert levels == [min(10, int(-lp / LOG(2))) for lp in logprobs] == sorted(levels)
 
 
 def test_surprisal():
-    assert [surprisal(LOG(p)) for p in (1, 1/2)] == [0, 1]
-    assert surprisal(LOG(1/8)) == pytest.approx(3) and surprisal(-math.inf) == math.inf
+    assert [surprisal(LOG(p)) for p in (1, 1 / 2)] == [0, 1]
+    assert surprisal(LOG(1 / 8)) == pytest.approx(3) and surprisal(-math.inf) == math.inf
     assert math.copysign(1, surprisal(0.0)) == 1
-    assert [level(b) for b in (0, .999, 1, 9.99, 10, 500, math.inf)] == [0, 0, 1, 9, 10, 10, 10]
+    assert [level(b) for b in (0, 0.999, 1, 9.99, 10, 500, math.inf)] == [0, 0, 1, 9, 10, 10, 10]
 
 
 def test_percent_is_never_falsely_certain():
-    for p in .9995, .99999, 1 - 2**-52: assert percent(p) == "> 99.9 %"
-    assert [percent(p) for p in (1, .9994, .01, .00999, 1e-5, 9e-6, 1e-300, 0)] == [
-        "100.0 %", "99.9 %", "1.0 %", "0.999 %", "0.001 %", "< 0.001 %", "< 0.001 %", "0 %"]
+    for p in 0.9995, 0.99999, 1 - 2**-52:
+        assert percent(p) == "> 99.9 %"
+    assert [percent(p) for p in (1, 0.9994, 0.01, 0.00999, 1e-5, 9e-6, 1e-300, 0)] == [
+        "100.0 %",
+        "99.9 %",
+        "1.0 %",
+        "0.999 %",
+        "0.001 %",
+        "< 0.001 %",
+        "< 0.001 %",
+        "0 %",
+    ]
 
 
 def test_tensors_are_taken():
     torch = pytest.importorskip("torch")
-    html = tokens_html(["a", "b"], torch.tensor([-1., -2.]), [[("c", torch.tensor(-1.))]] * 2)
-    assert html == tokens_html(["a", "b"], [-1., -2.], [[("c", -1.)]] * 2)
+    html = tokens_html(["a", "b"], torch.tensor([-1.0, -2.0]), [[("c", torch.tensor(-1.0))]] * 2)
+    assert html == tokens_html(["a", "b"], [-1.0, -2.0], [[("c", -1.0)]] * 2)
 
 
 def test_rows():
@@ -217,87 +263,117 @@ def test_rows():
     assert html.index("row 0") < html.index(">a<") < html.index("row 1") < html.index(">b<")
     assert not Page(html).open and "\n" not in html
     assert "row 0" not in rows_html([])
-    with pytest.raises(TypeError, match="rows"): rows_html(one)
+    with pytest.raises(TypeError, match="rows"):
+        rows_html(one)
 
 
 # HTML: bad input
 
-@pytest.mark.parametrize("args, kind, says", [
-    ((["a", "b"], [-1]), ValueError, "logprobs has length 1, but there are 2 tokens"),
-    ((["a"], [-1], []), ValueError, "alternatives has length 0, but there are 1 tokens"),
-    ((["a"], [-1], None, "", "", ["x", "y"]), ValueError, "chosen_note has length 2"),
-    ((["a", "b"], [-1, .125]), ValueError, r"logprobs\[1\] is 0.125"),
-    ((["a"], [math.nan]), ValueError, r"logprobs\[0\] is nan"),
-    ((["a"], [math.inf]), ValueError, r"logprobs\[0\] is inf"),
-    ((["a"], [-1], [[("b", .5)]]), ValueError, r"alternatives\[0\] \('b'\) is 0.5"),
-    ((["a"], [-1], [[("b", math.nan)]]), ValueError, r"alternatives\[0\] \('b'\) is nan"),
-    (([17], [-1]), TypeError, r"tokens\[0\] is 17"),
-])
+
+@pytest.mark.parametrize(
+    "args, kind, says",
+    [
+        ((["a", "b"], [-1]), ValueError, "logprobs has length 1, but there are 2 tokens"),
+        ((["a"], [-1], []), ValueError, "alternatives has length 0, but there are 1 tokens"),
+        ((["a"], [-1], None, "", "", ["x", "y"]), ValueError, "chosen_note has length 2"),
+        ((["a", "b"], [-1, 0.125]), ValueError, r"logprobs\[1\] is 0.125"),
+        ((["a"], [math.nan]), ValueError, r"logprobs\[0\] is nan"),
+        ((["a"], [math.inf]), ValueError, r"logprobs\[0\] is inf"),
+        ((["a"], [-1], [[("b", 0.5)]]), ValueError, r"alternatives\[0\] \('b'\) is 0.5"),
+        ((["a"], [-1], [[("b", math.nan)]]), ValueError, r"alternatives\[0\] \('b'\) is nan"),
+        (([17], [-1]), TypeError, r"tokens\[0\] is 17"),
+    ],
+)
 def test_bad_input(args, kind, says):
-    with pytest.raises(kind, match=says): tokens_html(*args)
+    with pytest.raises(kind, match=says):
+        tokens_html(*args)
 
 
 def test_rounding_and_zero_probability_are_allowed():
     assert "100.0 %, 0.0 bits" in tokens_html(["a"], [5e-7])
-    html = tokens_html(["a"], [-math.inf], [[("a", -math.inf), ("b", 0.)]])
+    html = tokens_html(["a"], [-math.inf], [[("a", -math.inf), ("b", 0.0)]])
     assert "0 %, ∞ bits" in html and "db-t db-10" in html and html.count('class="db-c"') == 1
 
 
 # Figures
 
+
 @pytest.fixture(autouse=True)
 def no_window():
     import matplotlib
+
     matplotlib.use("Agg")
     yield
     import matplotlib.pyplot as plt
+
     plt.close("all")
 
 
 def test_import_is_light():
-    code = ("import sys, decoding_book.show;"
-            "print([m for m in ('matplotlib', 'torch', 'numpy') if m in sys.modules])")
+    code = (
+        "import sys, decoding_book.show;"
+        "print([m for m in ('matplotlib', 'torch', 'numpy') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_bars():
     torch = pytest.importorskip("torch")
-    p = torch.tensor([.5, .25, .125, .0625, .03125, .03125])
-    ax = bars(p, WORDS, keep=p > .1, title="six words")
+    p = torch.tensor([0.5, 0.25, 0.125, 0.0625, 0.03125, 0.03125])
+    ax = bars(p, WORDS, keep=p > 0.1, title="six words")
     assert [bar.get_width() for bar in ax.patches] == p.tolist()
     assert [label.get_text() for label in ax.get_yticklabels()] == WORDS
     assert [bool(bar.get_hatch()) for bar in ax.patches] == [False] * 3 + [True] * 3
     assert [t.get_text().strip() for t in ax.texts] == [
-        "0.500", "0.250", "0.125", "0.062 removed", "0.031 removed", "0.031 removed"]
+        "0.500",
+        "0.250",
+        "0.125",
+        "0.062 removed",
+        "0.031 removed",
+        "0.031 removed",
+    ]
     assert ax.get_title() == "six words" and ax.yaxis_inverted()
     ax.figure.canvas.draw()
     assert max(t.get_window_extent().x1 for t in ax.texts) <= ax.figure.bbox.x1
 
 
 def test_numbers_of_one_figure_have_one_form():
-    ax = bars([.7, .1, .00613, 3.38e-05, 0.])
-    assert [t.get_text().strip() for t in ax.texts] == ["0.700", "0.100", "0.006", "<0.001", "0.000"]
-    ax = heat([[-.5, -2e-9], [12.5, math.nan]])
+    ax = bars([0.7, 0.1, 0.00613, 3.38e-05, 0.0])
+    assert [t.get_text().strip() for t in ax.texts] == [
+        "0.700",
+        "0.100",
+        "0.006",
+        "<0.001",
+        "0.000",
+    ]
+    ax = heat([[-0.5, -2e-9], [12.5, math.nan]])
     assert [t.get_text() for t in ax.texts] == ["-0.5", ">-0.1", "12.5", "nan"]
-    assert [t.get_text() for t in heat([[0., 0.]]).texts] == ["0", "0"]
+    assert [t.get_text() for t in heat([[0.0, 0.0]]).texts] == ["0", "0"]
 
 
 def contrast(a, b):
     "By WCAG 2, from 1 to 21; 4.5 is legible."
     from matplotlib.colors import to_rgb
+
     def light(colour):
-        linear = [c / 12.92 if c <= .04045 else ((c + .055) / 1.055) ** 2.4 for c in to_rgb(colour)]
-        return sum(w * c for w, c in zip((.2126, .7152, .0722), linear))
+        linear = [
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)
+        ]
+        return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear))
+
     low, high = sorted(map(light, (a, b)))
-    return (high + .05) / (low + .05)
+    return (high + 0.05) / (low + 0.05)
 
 
 def test_text_on_any_colour_is_legible():
     import numpy as np
+
     assert all(contrast(c, text_on(c)) >= 4.5 for c in PALETTE.values())
-    for colour in np.random.default_rng(0).random((500, 3)): assert contrast(colour, text_on(colour)) >= 4.5
-    for text in heat(np.arange(144.).reshape(12, 12)).texts: assert text.get_color() in ("black", "white")
+    for colour in np.random.default_rng(0).random((500, 3)):
+        assert contrast(colour, text_on(colour)) >= 4.5
+    for text in heat(np.arange(144.0).reshape(12, 12)).texts:
+        assert text.get_color() in ("black", "white")
 
 
 def test_the_marks_of_a_drawing_stand_in_words_too():
@@ -308,26 +384,34 @@ def test_the_marks_of_a_drawing_stand_in_words_too():
 
 def test_bars_in_given_axes_with_awkward_words():
     import matplotlib.pyplot as plt
+
     given_axes = plt.subplots()[1]
-    ax = bars([0., 1., 0.], ["$x", "a$ \n", "$$"], ax=given_axes)
+    ax = bars([0.0, 1.0, 0.0], ["$x", "a$ \n", "$$"], ax=given_axes)
     assert ax is given_axes
     ax.figure.canvas.draw()
-    assert [t.get_text() for t in bars([.5, .5]).get_yticklabels()] == ["0", "1"]
+    assert [t.get_text() for t in bars([0.5, 0.5]).get_yticklabels()] == ["0", "1"]
 
 
-@pytest.mark.parametrize("args, says", [
-    (([.5, math.nan],), r"probabilities\[1\] is nan"), (([-.1],), r"probabilities\[0\] is -0.1"),
-    (([1.5],), r"probabilities\[0\] is 1.5"), (([],), "probabilities has length 0"),
-    (([.01] * 41,), "probabilities has length 41"), (([.5, .5], ["a"]), "words has length 1"),
-    (([.5, .5], None, [True]), "keep has length 1"),
-])
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        (([0.5, math.nan],), r"probabilities\[1\] is nan"),
+        (([-0.1],), r"probabilities\[0\] is -0.1"),
+        (([1.5],), r"probabilities\[0\] is 1.5"),
+        (([],), "probabilities has length 0"),
+        (([0.01] * 41,), "probabilities has length 41"),
+        (([0.5, 0.5], ["a"]), "words has length 1"),
+        (([0.5, 0.5], None, [True]), "keep has length 1"),
+    ],
+)
 def test_bars_bad_input(args, says):
-    with pytest.raises(ValueError, match=says): bars(*args)
+    with pytest.raises(ValueError, match=says):
+        bars(*args)
 
 
 def test_heat():
-    ax = heat([[.5, .25], [0, -math.inf]], ["a", "b"], ["c", "d"], "two by two")
-    assert ax.images[0].get_array().tolist()[0] == [.5, .25]
+    ax = heat([[0.5, 0.25], [0, -math.inf]], ["a", "b"], ["c", "d"], "two by two")
+    assert ax.images[0].get_array().tolist()[0] == [0.5, 0.25]
     assert [t.get_text() for t in ax.texts] == ["0.500", "0.250", "0", "-inf"]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b"]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["c", "d"]
@@ -337,6 +421,7 @@ def test_heat():
 
 def test_heat_sizes_and_own_axes():
     import matplotlib.pyplot as plt
+
     torch = pytest.importorskip("torch")
     assert len(heat(torch.rand(12, 12)).texts) == 144
     big = heat(torch.rand(13, 2))
@@ -346,18 +431,25 @@ def test_heat_sizes_and_own_axes():
     heat([[-math.inf, math.nan]]).figure.canvas.draw()
 
 
-@pytest.mark.parametrize("args, says", [
-    (([],), "matrix"), (([[]],), "matrix"), (([[1, 2], [3]],), r"rows of length \[2, 1\]"),
-    (([[1, 2]], ["a"]), "xlabels has length 1"),
-    (([[1, 2]], None, ["a", "b"]), "ylabels has length 2"),
-])
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        (([],), "matrix"),
+        (([[]],), "matrix"),
+        (([[1, 2], [3]],), r"rows of length \[2, 1\]"),
+        (([[1, 2]], ["a"]), "xlabels has length 1"),
+        (([[1, 2]], None, ["a", "b"]), "ylabels has length 2"),
+    ],
+)
 def test_heat_bad_input(args, says):
-    with pytest.raises(ValueError, match=says): heat(*args)
+    with pytest.raises(ValueError, match=says):
+        heat(*args)
 
 
 def test_figure_style_restores_what_it_changed():
     import matplotlib as mpl
-    mpl.rcdefaults()                                        # nothing of the style is left from other tests
+
+    mpl.rcdefaults()  # nothing of the style is left from other tests
     before = dict(mpl.rcParams)
     with pytest.raises(KeyError), figure_style():
         assert mpl.rcParams["figure.facecolor"] == "white"
@@ -369,14 +461,16 @@ def test_figure_style_restores_what_it_changed():
 
 # In a browser
 
-CHROMIUM = (os.environ.get("CHROMIUM") or shutil.which("chromium")
-            or shutil.which("chromium-browser"))
+CHROMIUM = (
+    os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+)
 
 
 @pytest.fixture(scope="module")
 def browser():
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM: pytest.skip("no chromium on this machine")
+    if not CHROMIUM:
+        pytest.skip("no chromium on this machine")
     with api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
@@ -384,22 +478,33 @@ def browser():
 
 
 def open_page(browser, width, dark=False, touch=False):
-    context = browser.new_context(viewport={"width": width, "height": 700}, has_touch=touch,
-                                  is_mobile=touch, java_script_enabled=True, offline=True)
+    context = browser.new_context(
+        viewport={"width": width, "height": 700},
+        has_touch=touch,
+        is_mobile=touch,
+        java_script_enabled=True,
+        offline=True,
+    )
     page = context.new_page()
     look = "background:#111;color:#eee" if dark else ""
     many = 40
-    view = tokens_html([" coffee", " like"] * many, [-.7, -3.5] * many, [TOP] * 2 * many, "I")
-    page.set_content('<!doctype html><meta name="viewport" content="width=device-width">'
-                     f'<body style="{look}"><p>before</p>{view}<p style="margin-top:900px">after</p>')
+    view = tokens_html([" coffee", " like"] * many, [-0.7, -3.5] * many, [TOP] * 2 * many, "I")
+    page.set_content(
+        '<!doctype html><meta name="viewport" content="width=device-width">'
+        f'<body style="{look}"><p>before</p>{view}<p style="margin-top:900px">after</p>'
+    )
     return page
 
 
 def inside(page):
     box = page.locator(".db-p:visible").bounding_box()
     size = page.viewport_size
-    return (box["x"] >= 0 and box["y"] >= 0 and box["x"] + box["width"] <= size["width"]
-            and box["y"] + box["height"] <= size["height"])
+    return (
+        box["x"] >= 0
+        and box["y"] >= 0
+        and box["x"] + box["width"] <= size["width"]
+        and box["y"] + box["height"] <= size["height"]
+    )
 
 
 def test_focus_shows_one_popup(browser):
@@ -450,25 +555,61 @@ def test_colours_follow_the_page(browser, dark):
     page.context.close()
 
 
-# ---------------------------------------------------------------- a row on its way through a sampler
+# ---------------------------------------------------------------- a row on its way through a
+# sampler
+
 
 def stage(name, probabilities, removed, value=None):
-    return SimpleNamespace(name=name, setting=value, probabilities=probabilities, removed=removed, mass=.5, bits_before=2.,
-                           bits=1.)
+    return SimpleNamespace(
+        name=name,
+        setting=value,
+        probabilities=probabilities,
+        removed=removed,
+        mass=0.5,
+        bits_before=2.0,
+        bits=1.0,
+    )
 
 
 def test_a_trace_names_what_was_removed():
-    last = stage("top_k", [1., 0, 0, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6], 1)
+    last = stage("top_k", [1.0, 0, 0, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6], 1)
     texts = S.stage_texts(last, ["a", "<b>", "$x$", "c", "d", "e", "f"])
-    assert texts["removed"] == "<b>, $x$, c, d and 2 more" and texts["kept"] == "1" and texts["setting"] == "1"
-    assert S.stage_texts(last)["removed"].startswith("1, 2, 3, 4") and S.stage_texts(last, most=9)["removed"][-1] == "6"
-    table = S.trace_html([stage("logits", [.5, .5], []), last], ["a", "<b>", "$x$", "c", "d", "e", "f"])
-    assert table.count("<tr>") == 3 and "<b>" not in table and "$x$" not in table and "&lt;b&gt;" in table
+    assert (
+        texts["removed"] == "<b>, $x$, c, d and 2 more"
+        and texts["kept"] == "1"
+        and texts["setting"] == "1"
+    )
+    assert (
+        S.stage_texts(last)["removed"].startswith("1, 2, 3, 4")
+        and S.stage_texts(last, most=9)["removed"][-1] == "6"
+    )
+    table = S.trace_html(
+        [stage("logits", [0.5, 0.5], []), last], ["a", "<b>", "$x$", "c", "d", "e", "f"]
+    )
+    assert (
+        table.count("<tr>") == 3
+        and "<b>" not in table
+        and "$x$" not in table
+        and "&lt;b&gt;" in table
+    )
 
 
 def test_a_trace_as_bars():
-    rows = [stage("logits", torch.tensor([.1, .6, .3]), []), stage("min_p", torch.tensor([0., 1., 0.]), [2, 0])]
+    rows = [
+        stage("logits", torch.tensor([0.1, 0.6, 0.3]), []),
+        stage("min_p", torch.tensor([0.0, 1.0, 0.0]), [2, 0]),
+    ]
     figure = S.trace_figure(rows, ["a", "$", "c"], n=2)
-    assert [[bar.get_width() for bar in ax.patches] for ax in figure.axes] == [pytest.approx([.6, .3]), [1., 0.]]
+    assert [[bar.get_width() for bar in ax.patches] for ax in figure.axes] == [
+        pytest.approx([0.6, 0.3]),
+        [1.0, 0.0],
+    ]
     assert [[t.get_text() for t in ax.texts] for ax in figure.axes] == [[], [" ×"]]
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [r"\$", "c"]
+
+
+NAN = math.nan
+
+
+def test_what_is_no_number_stays_none():
+    assert math.isnan(surprisal(NAN)) and str(surprisal(0.0)) == "0.0"

@@ -1,4 +1,6 @@
-"""The built site: links and anchors resolve, nothing comes from elsewhere, every chapter is in the navigation."""
+"""The built site: links and anchors resolve, nothing comes from elsewhere, every chapter is in the
+navigation."""
+
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -6,12 +8,20 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
-
 from nbfilter import page_names
 
 ROOT = Path(__file__).resolve().parent.parent
-LOADS = {("script", "src"), ("img", "src"), ("link", "href"), ("source", "src"), ("iframe", "src"),
-         ("video", "src"), ("audio", "src"), ("image", "href"), ("object", "data")}
+LOADS = {
+    ("script", "src"),
+    ("img", "src"),
+    ("link", "href"),
+    ("source", "src"),
+    ("iframe", "src"),
+    ("video", "src"),
+    ("audio", "src"),
+    ("image", "href"),
+    ("object", "data"),
+}
 CSS_URL = re.compile(r"url\(\s*['\"]?([^'\")]+)|@import\s*['\"]([^'\"]+)")
 
 
@@ -55,11 +65,13 @@ def pages(site):
 
 def chapters():
     "Page names in the order of `_quarto.yml`."
+
     def walk(entry):
         if isinstance(entry, str):
             return [entry]
         items = entry.get("contents", []) if isinstance(entry, dict) else entry
         return [name for item in items for name in walk(item)]
+
     config = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
     pages = page_names(ROOT)
     return [pages.get(Path(n).name, n) for n in walk(config["website"]["sidebar"])]
@@ -87,9 +99,14 @@ def test_every_internal_link_and_anchor_resolves(site, pages):
 
 
 def test_every_file_a_page_loads_is_in_the_site(site, pages):
-    missing = [f"{path.name}: {url}" for path, page in pages.items() for url in page.loads
-               if not remote(url) and not url.startswith(("data:", "#"))
-               and not (path.parent / unquote(url.partition("?")[0])).is_file()]
+    missing = [
+        f"{path.name}: {url}"
+        for path, page in pages.items()
+        for url in page.loads
+        if not remote(url)
+        and not url.startswith(("data:", "#"))
+        and not (path.parent / unquote(url.partition("?")[0])).is_file()
+    ]
     assert not missing, "\n".join(missing)
 
 
@@ -126,7 +143,7 @@ def test_previous_and_next_follow_the_order(site, pages):
     order = [f"{c}.html" for c in chapters()]
     for i, name in enumerate(order):
         near = [Path(h).name for h in pages[site / name].turns]
-        assert near == order[max(0, i - 1):i] + order[i + 1:i + 2], name
+        assert near == order[max(0, i - 1) : i] + order[i + 1 : i + 2], name
 
 
 def test_every_chapter_says_how_to_run_it_and_links_its_source(site):

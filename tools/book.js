@@ -1,4 +1,5 @@
-// What every page of the site needs beside its theme: folds and frames for the keyboard, and the order of what is found.
+// What every page of the site needs beside its theme: folds and frames for the keyboard, and the
+// order of what is found.
 
 // A solution's header opens by Enter and by space, as a button does.
 for (const header of document.querySelectorAll(".callout-header[data-bs-toggle]")) {
@@ -14,9 +15,11 @@ const frames = new ResizeObserver((seen) => seen.forEach(({ target }) => {
   if (target.scrollWidth > target.clientWidth + 1) target.tabIndex = 0;
   else target.removeAttribute("tabindex");
 }));
-document.querySelectorAll("main pre, main table, main .math.display").forEach((box) => frames.observe(box));
+document.querySelectorAll("main pre, main table, main .math.display")
+  .forEach((box) => frames.observe(box));
 
-// Search: every word must occur. A page's name and a term where it is defined weigh most, then a section's name.
+// Search: every word must occur. A page's name and a term where it is defined weigh most, then a
+// section's name.
 const words = (text) => (text || "").toLowerCase().match(/[\p{L}\p{N}]+/gu) || [];
 const AT_THE_END = /^(exercises|references|in short)$/i;
 
@@ -29,7 +32,8 @@ function found(entry, asked) {
     for (const [weight, most, field] of fields) {
       const whole = field.filter((w) => w === word).length;
       const begun = field.filter((w) => w.startsWith(word)).length;
-      here += weight * (Math.min(whole, most) + .5 * Math.min(begun - whole, most - Math.min(whole, most)));
+      const counted = Math.min(whole, most);
+      here += weight * (counted + .5 * Math.min(begun - whole, most - counted));
     }
     if (!here) return 0;
     score += here;
@@ -39,10 +43,14 @@ function found(entry, asked) {
 
 const Fuzzy = window.Fuse; // the theme's, for what is misspelled
 if (Fuzzy) window.Fuse = class {
-  constructor(entries, options) { this.entries = entries; this.fuzzy = new Fuzzy(entries, options); }
+  constructor(entries, options) {
+    this.entries = entries;
+    this.fuzzy = new Fuzzy(entries, options);
+  }
   search(query, options) {
     const asked = words(query);
-    const hits = this.entries.map((item) => ({ item, score: found(item, asked) })).filter((hit) => hit.score);
+    const hits = this.entries.map((item) => ({ item, score: found(item, asked) }))
+      .filter((hit) => hit.score);
     if (!asked.length || !hits.length) return this.fuzzy.search(query, options);
     return hits.sort((a, b) => b.score - a.score).slice(0, options.limit);
   }

@@ -1,10 +1,13 @@
-"""Build the site from a project's notebooks as they stand, with Quarto if it is installed, else in pure Python.
+"""Build the site from a project's notebooks as they stand, with Quarto if it is installed, else in
+pure Python.
 
     python tools/build_site.py --project build/book --out _site
 
-Both renderers get the same staged folder: the filtered notebooks under their page names, and `_quarto.yml` with its
-paths changed to match. Afterwards the pages are made to need no network: KaTeX comes from tools/vendor/.
+Both renderers get the same staged folder: the filtered notebooks under their page names, and
+`_quarto.yml` with its paths changed to match. Afterwards the pages are made to need no network:
+KaTeX comes from tools/vendor/.
 """
+
 import argparse
 import json
 import os
@@ -24,10 +27,12 @@ ROOT = Path(__file__).resolve().parent.parent
 KATEX = re.compile(r"https://cdn\.jsdelivr\.net/npm/katex@[^/\"']+/dist/?")
 REMOTE_IMPORT = re.compile(r"@import\s*(?:url\(['\"]?https?:[^)]*\)|(['\"])https?:.*?\1)[^;]*;")
 # Where a page loads something from another host: a tag, a script that adds a tag, a style sheet.
-ELSEWHERE = re.compile(r"""<(?:script|img|source|iframe|video|audio)\b[^>]*?\ssrc=["']((?:https?:)?//[^"']+)"""
-                       r"""|<link\b(?=[^>]*stylesheet)[^>]*?\shref=["']((?:https?:)?//[^"']+)"""
-                       r"""|\.(?:src|href)\s*=\s*["']((?:https?:)?//[^"']+)"""
-                       r"""|@import\s*["']((?:https?:)?//[^"']+)|url\(\s*["']?((?:https?:)?//[^"')]+)""")
+ELSEWHERE = re.compile(
+    r"""<(?:script|img|source|iframe|video|audio)\b[^>]*?\ssrc=["']((?:https?:)?//[^"']+)"""
+    r"""|<link\b(?=[^>]*stylesheet)[^>]*?\shref=["']((?:https?:)?//[^"']+)"""
+    r"""|\.(?:src|href)\s*=\s*["']((?:https?:)?//[^"']+)"""
+    r"""|@import\s*["']((?:https?:)?//[^"']+)|url\(\s*["']?((?:https?:)?//[^"')]+)"""
+)
 # Pages opened as files may not fetch: then the search index comes from a script.
 SEARCH = """<script>
 if (location.protocol === "file:") {
@@ -49,7 +54,8 @@ def flat_paths(
     value,  # Any part of the configuration
     pages,  # Notebook name -> page name
 ):
-    "The configuration with `nbs/01_loop.ipynb` changed to `loop.ipynb`, and left out where it is missing."
+    """The configuration with `nbs/01_loop.ipynb` changed to `loop.ipynb`, and left out where it is
+    missing."""
     if isinstance(value, dict):
         return {k: flat_paths(v, pages) for k, v in value.items()}
     if isinstance(value, list):
@@ -73,8 +79,8 @@ def empty_section(
 
 def stage(
     project,  # The folder with nbs/ and the package
-    dest,     # A folder to make anew
-    quarto,   # Whether Quarto will render it
+    dest,  # A folder to make anew
+    quarto,  # Whether Quarto will render it
 ):
     "Write the filtered notebooks and the configuration, all in one flat folder."
     shutil.rmtree(dest, ignore_errors=True)
@@ -134,14 +140,15 @@ def finish(
     index = site / "search.json"
     if index.is_file():
         found = index.read_text(encoding="utf-8")
-        index.with_name("search.json.js").write_text(f"window.searchIndex = {found};\n",
-                                                     encoding="utf-8")
+        index.with_name("search.json.js").write_text(
+            f"window.searchIndex = {found};\n", encoding="utf-8"
+        )
 
 
 def build(
-    project,      # The folder with nbs/, the package and _quarto.yml
-    out,          # Where the site goes; what was there is replaced
-    work=None,    # A folder for the staged files (default: `site` in the project's parent)
+    project,  # The folder with nbs/, the package and _quarto.yml
+    out,  # Where the site goes; what was there is replaced
+    work=None,  # A folder for the staged files (default: `site` in the project's parent)
     quiet=False,  # Say nothing but warnings
 ):
     "Build the site and return its folder."
@@ -149,8 +156,11 @@ def build(
     work = Path(work or project.parent / f"{project.name}-site").resolve()
     quarto = shutil.which("quarto")
     stage(project, work, bool(quarto))
-    command = ([quarto, "render", str(work)] if quarto else
-               [sys.executable, "-m", "smalldocs.cli", "render", "--quiet", str(work)])
+    command = (
+        [quarto, "render", str(work)]
+        if quarto
+        else [sys.executable, "-m", "smalldocs.cli", "render", "--quiet", str(work)]
+    )
     env = dict(os.environ, QUARTO_PYTHON=sys.executable)
     done = subprocess.run(command, env=env, text=True, capture_output=True)
     notes = done.stderr.strip()

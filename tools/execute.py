@@ -1,13 +1,14 @@
 """Run notebooks, each in a clean kernel of this very Python, a few at a time.
 
     python tools/execute.py                      run nbs/*.ipynb and save the outputs in place
-    python tools/execute.py --copy build/book    copy the project, export there, run there: the tree stays as it is
-    python tools/execute.py --warm               fork the kernels from one process that has loaded torch (Linux only;
-                                                 elsewhere it changes nothing)
+    python tools/execute.py --copy build/book    copy the project, export and run there
+    python tools/execute.py --warm               fork the kernels from one warm process (Linux)
 
-A kernel loads torch, matplotlib and ipykernel in 2.3 seconds of a processor's time, for 25 notebooks a minute of
-`make test`: that is what --warm saves. nbclient does the rest, and jupyter_client is told of it by its public names.
+A kernel loads torch, matplotlib and ipykernel in 2.3 seconds of a processor's time, for 25
+notebooks a minute of `make test`: that is what --warm saves. nbclient does the rest, and
+jupyter_client is told of it by its public names.
 """
+
 import argparse
 import asyncio
 import multiprocessing
@@ -30,19 +31,49 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 
 ROOT = Path(__file__).resolve().parent.parent
 # What a notebook may need: the rest of the tree is not copied.
-PARTS = ["nbs", "decoding_book", "benchmarks", "tools", "tests/oracle",
-         "settings.ini", "setup.py", "_quarto.yml", "README.md"]
+PARTS = [
+    "nbs",
+    "decoding_book",
+    "benchmarks",
+    "tools",
+    "tests/oracle",
+    "settings.ini",
+    "setup.py",
+    "_quarto.yml",
+    "README.md",
+]
 # What takes longest, longest first: at the end no notebook runs alone for long.
-LONG = ["07_beam", "17_cuda", "15_entropy", "04_smollm", "06_greedy", "13_sampler", "16_entropix", "14_fused",
-        "05_exhaustive", "03_transformer", "01_loop", "B_benchmarks"]
+LONG = [
+    "07_beam",
+    "17_cuda",
+    "15_entropy",
+    "04_smollm",
+    "06_greedy",
+    "13_sampler",
+    "16_entropix",
+    "14_fused",
+    "05_exhaustive",
+    "03_transformer",
+    "01_loop",
+    "B_benchmarks",
+]
 # What a warm process has loaded: the libraries, and nothing of the book.
-LIBRARIES = ["torch", "matplotlib.figure", "ipykernel.kernelapp", "ipykernel.ipkernel",
-             "nbformat", "nbclient", "jupyter_client.provisioning"]  # these for this script itself
+LIBRARIES = [
+    "torch",
+    "matplotlib.figure",
+    "ipykernel.kernelapp",
+    "ipykernel.ipkernel",
+    "nbformat",
+    "nbclient",
+    "jupyter_client.provisioning",
+]  # these for this script itself
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # An exercise's check stands behind a #, for the reader to take away.
 CHECK = re.compile(r"^# (check_\w+\(\w+\)).*$", re.M)
 # What is run there: the empty hole does not pass. (That the solution passes, its own cell says.)
-EMPTY = "__import__('fastcore.test').test.test_fail(lambda: {}, msg='The empty hole passes the check.')"
+EMPTY = (
+    "__import__('fastcore.test').test.test_fail(lambda: {}, msg='The empty hole passes the check.')"
+)
 
 
 class ThisPython(AsyncKernelManager):
@@ -50,15 +81,22 @@ class ThisPython(AsyncKernelManager):
 
     @property
     def kernel_spec(self):
-        argv = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher",
-                "-f", "{connection_file}", "--log-level=40"]
+        argv = [
+            sys.executable,
+            "-Xfrozen_modules=off",
+            "-m",
+            "ipykernel_launcher",
+            "-f",
+            "{connection_file}",
+            "--log-level=40",
+        ]
         return KernelSpec(argv=argv, display_name="python3", language="python")
 
 
 def become_kernel(
     arguments,  # of ipykernel_launcher
-    env,        # environment
-    cwd,        # working folder
+    env,  # environment
+    cwd,  # working folder
 ):
     "In a process forked from the warm one: be a kernel, as one started from nothing would be."
     os.environ.update(env)
@@ -66,11 +104,13 @@ def become_kernel(
     here = ROOT / "tools"  # on the path of this script, not on a kernel's
     sys.path[:] = env["PYTHONPATH"].split(os.pathsep) + [p for p in sys.path if Path(p) != here]
     from ipykernel.kernelapp import launch_new_instance
+
     launch_new_instance(argv=[*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
 
 
 class Forked:
     "A forked process, as `subprocess.Popen` would show it."
+
     stdin = stdout = stderr = None
 
     def __init__(self, process):
@@ -88,9 +128,10 @@ class WarmProvisioner(LocalProvisioner):
     "Starts a kernel by a fork."
 
     async def launch_kernel(self, cmd, **kwargs):
-        arguments = cmd[cmd.index("ipykernel_launcher") + 1:]
+        arguments = cmd[cmd.index("ipykernel_launcher") + 1 :]
         process = multiprocessing.get_context("forkserver").Process(
-            target=become_kernel, args=(arguments, kwargs["env"], str(kwargs["cwd"])), daemon=True)
+            target=become_kernel, args=(arguments, kwargs["env"], str(kwargs["cwd"])), daemon=True
+        )
         process.start()
         self.process, self.pid = Forked(process), process.pid
         return self.connection_info
@@ -140,8 +181,9 @@ def export(
 ):
     "Write the package of `project` from its notebooks."
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
-    subprocess.run([Path(sys.executable).with_name("nbdev_export")], cwd=project, env=env,
-                   check=True)
+    subprocess.run(
+        [Path(sys.executable).with_name("nbdev_export")], cwd=project, env=env, check=True
+    )
 
 
 def kernel_environment(
@@ -151,20 +193,33 @@ def kernel_environment(
 ):
     "Environment variables for the kernels."
     path = os.pathsep.join(filter(None, [str(project), os.environ.get("PYTHONPATH", "")]))
-    return dict(os.environ, PYTHONPATH=path, TQDM_DISABLE="1", PYTHONHASHSEED="0",
-                IPYTHONDIR=str(scratch), OMP_NUM_THREADS=str(threads),
-                PYDEVD_DISABLE_FILE_VALIDATION="1", TOKENIZERS_PARALLELISM="false")
+    return dict(
+        os.environ,
+        PYTHONPATH=path,
+        TQDM_DISABLE="1",
+        PYTHONHASHSEED="0",
+        IPYTHONDIR=str(scratch),
+        OMP_NUM_THREADS=str(threads),
+        PYDEVD_DISABLE_FILE_VALIDATION="1",
+        TOKENIZERS_PARALLELISM="false",
+    )
 
 
 def explain(
-    path,   # The notebook
-    nb,     # Its content
+    path,  # The notebook
+    nb,  # Its content
     error,  # What nbclient raised
 ):
     "A failure in words: the notebook, the cell, the traceback."
-    n = next((i for i, c in enumerate(nb.cells)
-              if any(o.output_type == "error" for o in c.get("outputs", []))
-              and "raises-exception" not in c.metadata.get("tags", [])), None)
+    n = next(
+        (
+            i
+            for i, c in enumerate(nb.cells)
+            if any(o.output_type == "error" for o in c.get("outputs", []))
+            and "raises-exception" not in c.metadata.get("tags", [])
+        ),
+        None,
+    )
     where = f"{path.name}, cell {n}" if n is not None else path.name
     return f"\nFAILED {where}\n{ANSI.sub('', str(error)).rstrip()}\n"
 
@@ -177,19 +232,25 @@ def with_holes_tried(
 
 
 async def run_one(
-    path,     # A notebook
-    env,      # The kernel's environment
-    gate,     # Semaphore that limits how many run at once
-    width,    # Of the longest name, to align the progress lines
+    path,  # A notebook
+    env,  # The kernel's environment
+    gate,  # Semaphore that limits how many run at once
+    width,  # Of the longest name, to align the progress lines
     timeout,  # Seconds allowed for one cell
-    kernel,   # ThisPython or WarmPython
+    kernel,  # ThisPython or WarmPython
 ):
     "Run a notebook and save it; return the seconds it took, or None when it failed."
     async with gate:
         nb, start = nbformat.read(path, as_version=4), time.perf_counter()
-        client = NotebookClient(nb, timeout=timeout, kernel_name="python3", record_timing=False,
-                                kernel_manager_class=kernel, shutdown_kernel="immediate",
-                                resources={"metadata": {"path": str(path.parent)}})
+        client = NotebookClient(
+            nb,
+            timeout=timeout,
+            kernel_name="python3",
+            record_timing=False,
+            kernel_manager_class=kernel,
+            shutdown_kernel="immediate",
+            resources={"metadata": {"path": str(path.parent)}},
+        )
         written = [cell.source for cell in nb.cells]
         for cell in nb.cells:
             if cell.cell_type == "code":
@@ -209,11 +270,11 @@ async def run_one(
 
 
 async def run_all(
-    paths,    # Notebooks
+    paths,  # Notebooks
     project,  # The folder whose package they import
-    jobs,     # How many at once
+    jobs,  # How many at once
     timeout,  # Seconds allowed for one cell
-    warm,     # Fork the kernels from one process
+    warm,  # Fork the kernels from one process
 ):
     "Run the notebooks, `jobs` at a time, those that take longest first; return those that failed."
     gate, width = asyncio.Semaphore(jobs), max(len(p.name) for p in paths)
@@ -223,7 +284,8 @@ async def run_all(
     with tempfile.TemporaryDirectory() as scratch:
         env = kernel_environment(project, threads, scratch)
         kernel = WarmPython if warm and sys.platform == "linux" else ThisPython
-        if kernel is WarmPython: warm_up(env)
+        if kernel is WarmPython:
+            warm_up(env)
         rank = {name: n for n, name in enumerate(LONG)}
         paths = sorted(paths, key=lambda p: rank.get(p.stem, len(LONG)))
         runs = [run_one(p, env, gate, width, timeout, kernel) for p in paths]
@@ -238,7 +300,9 @@ def main():
     parser.add_argument("--copy", metavar="DIR", help="run in a copy of the project")
     parser.add_argument("--jobs", type=int, default=2, help="notebooks at once (default 2)")
     parser.add_argument("--timeout", type=int, default=600, help="seconds for one cell")
-    parser.add_argument("--warm", action="store_true", help="fork the kernels from one warm process")
+    parser.add_argument(
+        "--warm", action="store_true", help="fork the kernels from one warm process"
+    )
     args = parser.parse_args()
     project = ROOT
     if args.copy:

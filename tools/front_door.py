@@ -1,6 +1,5 @@
 """Write decoding_book/__init__.py: the names that `from decoding_book import …` finds, and the map
-of
-the modules.
+of the modules.
 
     python tools/front_door.py            write it (`make export` does)
     python tools/front_door.py --check    only say whether it is up to date
@@ -31,7 +30,7 @@ MAP = [
     ("smollm", "a real model from its file", "SmolLM2"),
     (
         "exhaustive",
-        "every text scored, the best one proven",
+        "every text scored, the best proven",
         "exhaustive_search best_first_search Hypothesis",
     ),
     ("greedy", "the most probable token each time", "greedy greedy_search"),
@@ -42,7 +41,7 @@ MAP = [
     ("topp", "as many candidates as the mass asks for", "top_p top_p_mask min_p"),
     (
         "penalties",
-        "scores changed by what was said",
+        "scores changed by what is said",
         "repetition_penalty frequency_penalty presence_penalty no_repeat_ngram logit_bias",
     ),
     ("sampler", "filters in order, the exact law, one draw", "Sampler draw"),

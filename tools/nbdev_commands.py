@@ -1,8 +1,10 @@
-"""Replace the commands of nbdev that would harm this project, in the environment's own folder of commands: each then says,
-in one sentence, what to type instead. `make env` does it; CONTRIBUTING.md lists all commands.
+"""Replace the commands of nbdev that would harm this project, in the environment's own folder of
+commands: each then says, in one sentence, what to type instead. `make env` does it; CONTRIBUTING.md
+lists all commands.
 
     .venv/bin/python tools/nbdev_commands.py
 """
+
 import sys
 from pathlib import Path
 
@@ -31,7 +33,9 @@ def install(
     for command, (why, instead) in REFUSED.items():
         sentence = f"{command} {why}: type `{instead}`."
         script = Path(folder) / command
-        script.write_text(f"#!{sys.executable}\nimport sys\nsys.exit({sentence!r})\n", encoding="utf-8")
+        script.write_text(
+            f"#!{sys.executable}\nimport sys\nsys.exit({sentence!r})\n", encoding="utf-8"
+        )
         script.chmod(0o755)
 
 

@@ -1,9 +1,11 @@
 """Turn a notebook as it is written into the notebook that the site shows.
 
-Quarto runs this as a filter (a notebook on stdin, a notebook on stdout); tools/build_site.py imports it. It drops the cells
-marked `#| hide`, folds cells of imports, gives every exported name an anchor and a link to its source, links names in
-backticks and notebooks by their pages, makes the first heading the page's title, and adds how to run the chapter.
+Quarto runs this as a filter (a notebook on stdin, a notebook on stdout); tools/build_site.py
+imports it. It drops the cells marked `#| hide`, folds cells of imports, gives every exported name
+an anchor and a link to its source, links names in backticks and notebooks by their pages, makes the
+first heading the page's title, and adds how to run the chapter.
 """
+
 import ast
 import json
 import re
@@ -51,8 +53,11 @@ def exported(
 ):
     "The names in a module's `__all__`."
     tree = parsed(path.read_text(encoding="utf-8"))
-    lists = [n.value for n in tree.body if isinstance(n, ast.Assign)
-             and any(getattr(t, "id", "") == "__all__" for t in n.targets)]
+    lists = [
+        n.value
+        for n in tree.body
+        if isinstance(n, ast.Assign) and any(getattr(t, "id", "") == "__all__" for t in n.targets)
+    ]
     return set(ast.literal_eval(lists[0])) if lists else set()
 
 
@@ -60,14 +65,16 @@ def exported(
 def name_index(
     project,  # Folder that holds the exported package
 ):
-    """Name -> {module: page#anchor}, from the index that the export writes: exported names and their public methods,
-    each also with its module in front."""
+    """Name -> {module: page#anchor}, from the index that the export writes: exported names and
+    their public methods, each also with its module in front."""
     package = Path(project) / settings(project)["lib_path"]
     if not (package / "_modidx.py").is_file():
         return {}
     # nbdev drops a leading number and nothing else
-    pages = {re.sub(r"^\d+[a-z0-9]*_", "", n.lower().removesuffix(".ipynb")): page
-             for n, page in page_names(project).items()}
+    pages = {
+        re.sub(r"^\d+[a-z0-9]*_", "", n.lower().removesuffix(".ipynb")): page
+        for n, page in page_names(project).items()
+    }
     index = {}
     for module, names in runpy.run_path(str(package / "_modidx.py"))["d"]["syms"].items():
         public = exported(package / f"{module.rpartition('.')[2]}.py")
@@ -147,19 +154,23 @@ class Page:
     def __init__(
         self,
         project,  # Folder that holds settings.ini, nbs/ and the package
-        nb,       # The notebook's content
-        name,     # Its file name
+        nb,  # The notebook's content
+        name,  # Its file name
     ):
         self.project, self.nb, self.name = Path(project), nb, name
         self.cfg, self.index = settings(project), name_index(project)
         self.pages = page_names(project)
         self.page = self.pages.get(name, Path(name).stem)
         self.blob = f"{self.cfg['git_url']}/blob/{self.cfg['branch']}"
-        self.module = next((d["default_exp"] for d, _ in map(split_directives, self.code())
-                            if "default_exp" in d), None)
+        self.module = next(
+            (d["default_exp"] for d, _ in map(split_directives, self.code()) if "default_exp" in d),
+            None,
+        )
         path = self.project / self.cfg["lib_path"] / f"{self.module}.py"
         tree = parsed(path.read_text(encoding="utf-8")) if path.is_file() else parsed("")
-        self.line_of = {name: f"#L{node.lineno}" for name, node in defined_names(tree)}  # in the generated module
+        self.line_of = {
+            name: f"#L{node.lineno}" for name, node in defined_names(tree)
+        }  # in the generated module
         headings = re.findall(r"^##+ +(.+?) *$", "\n".join(self.code("markdown")), re.M)
         self.slugs = {SLUG.sub("", h).strip().lower().replace(" ", "-") for h in headings}
         trees = [parsed(source) for source in self.code()]
@@ -174,8 +185,9 @@ class Page:
         return [text(c) for c in self.nb["cells"] if c["cell_type"] == kind]
 
     def place(self, name, called):
-        """Where a name leads: to this notebook's own export; else, unless it is a local of this notebook (`name()` is a
-        function all the same), to the export it imports, or to the only one where no plain word could be meant."""
+        """Where a name leads: to this notebook's own export; else, unless it is a local of this
+        notebook (`name()` is a function all the same), to the export it imports, or to the only one
+        where no plain word could be meant."""
         places, first = self.index.get(name, {}), name.partition(".")[0]
         own = places.get(f"{self.cfg['lib_path']}.{self.module}")
         if own or (first in self.locals and not called):
@@ -195,16 +207,24 @@ class Page:
         return f"[{match[0]}]({target})"
 
     def linked(self, source):
-        "Markdown with its names linked, outside code, headings and existing links; notebooks are pages."
+        """Markdown with its names linked, outside code, headings and existing links; notebooks are
+        pages."""
         out, fence = [], False
-        source = re.sub(r"\]\(([\w.]+\.ipynb)", lambda m: f"]({self.pages[m[1]]}.html"
-                        if m[1] in self.pages else m[0], source)
+        source = re.sub(
+            r"\]\(([\w.]+\.ipynb)",
+            lambda m: f"]({self.pages[m[1]]}.html" if m[1] in self.pages else m[0],
+            source,
+        )
         for line in source.split("\n"):
             fence ^= line.lstrip().startswith("```")
             plain = not fence and not line.startswith(("#", "    "))
             parts = re.split(r"(\[[^\]]*\]\([^)]*\)|\$[^$]+\$)", line) if plain else [line]
-            out.append("".join(p if not plain or i % 2 else BACKTICKS.sub(self.link, p)
-                               for i, p in enumerate(parts)))
+            out.append(
+                "".join(
+                    p if not plain or i % 2 else BACKTICKS.sub(self.link, p)
+                    for i, p in enumerate(parts)
+                )
+            )
         return "\n".join(out)
 
     def label(self, tree):
@@ -215,8 +235,10 @@ class Page:
         ids = "".join(f'<a id="{n.lower()}"></a>' for n in names if n.lower() not in self.slugs)
         url = f"{self.blob}/{self.cfg['lib_path']}/{self.module}.py{self.line_of.get(names[0], '')}"
         module = f"{self.cfg['lib_path']}.{self.module}"
-        return markdown(f'```{{=html}}\n<div class="exported">{ids}in <a href="{url}" '
-                        f'title="Its source, as exported"><code>{module}</code></a></div>\n```')
+        return markdown(
+            f'```{{=html}}\n<div class="exported">{ids}in <a href="{url}" '
+            f'title="Its source, as exported"><code>{module}</code></a></div>\n```'
+        )
 
     def code_cells(self, cell, before=""):
         "What the site shows for one code cell, which stands after the text `before`."
@@ -224,12 +246,17 @@ class Page:
         if not code or "hide" in directives:
             return []
         tree = parsed(code)
-        body = [n for n in tree.body
-                if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+        body = [
+            n
+            for n in tree.body
+            if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))
+        ]
         if body and all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body):
             code = FOLD + code
         elif any("image/png" in o.get("data", {}) for o in cell.get("outputs", [])):
-            code = f"#| fig-alt: {json.dumps(figure_text(code, before), ensure_ascii=False)}\n{code}"
+            code = (
+                f"#| fig-alt: {json.dumps(figure_text(code, before), ensure_ascii=False)}\n{code}"
+            )
         label = self.label(tree) if directives.keys() & {"export", "exporti", "exports"} else None
         return [c for c in (label, {**cell, "source": code}) if c]
 
@@ -239,13 +266,16 @@ class Page:
         source = f"[source]({self.blob}/{path})"
         if self.name == "index.ipynb" or not any(self.code()):
             return markdown(f"::: {{.run-line}}\n{source}\n:::")
-        colab = (f"https://colab.research.google.com/github/{cfg['user']}/{cfg['repo']}"
-                 f"/blob/{cfg['branch']}/{path}")
+        colab = (
+            f"https://colab.research.google.com/github/{cfg['user']}/{cfg['repo']}"
+            f"/blob/{cfg['branch']}/{path}"
+        )
         return markdown(
             f"::: {{.run-line}}\n**Run this chapter**: `make lab`, then open `{path}`; or "
             f"[open it in Colab]({colab}). Read its {source}.\n\n"
             f"```{{=html}}\n<details><summary>Colab needs this cell first</summary>"
-            f"<pre><code>{escape(install_cell(cfg))}</code></pre></details>\n```\n:::")
+            f"<pre><code>{escape(install_cell(cfg))}</code></pre></details>\n```\n:::"
+        )
 
     def head(self, cells):
         "The front matter with title and subtitle, how to run it, then the cells without these."
@@ -256,12 +286,12 @@ class Page:
                 front, cells = yaml.safe_load(raw.strip("-\n")) or {}, cells[1:]
         first = next((i for i, c in enumerate(cells) if c["cell_type"] == "markdown"), None)
         if first is not None and (m := re.match(r"# +(.+)\n*", text(cells[first]))):
-            rest = text(cells[first])[m.end():]
+            rest = text(cells[first])[m.end() :]
             front.setdefault("title", m[1].strip())
             if sub := re.match(r"> *(.+(?:\n>.*)*)\n*", rest):
                 front.setdefault("subtitle", re.sub(r"\n> *", " ", sub[1]).strip())
-                rest = rest[sub.end():]
-            cells = cells[:first] + [markdown(rest)] * bool(rest.strip()) + cells[first + 1:]
+                rest = rest[sub.end() :]
+            cells = cells[:first] + [markdown(rest)] * bool(rest.strip()) + cells[first + 1 :]
         front["output-file"] = f"{self.page}.html"
         raw = "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---"
         return [{"cell_type": "raw", "metadata": {}, "source": raw}, self.run_line(), *cells]
@@ -273,8 +303,11 @@ class Page:
             if cell["cell_type"] == "code":
                 new = self.code_cells(cell, before)
                 if out and new and all(text(c).startswith(FOLD) for c in (out[-1], new[0])):
-                    first = out.pop()                # one fold for imports that stand together
-                    new[0] = {**new[0], "source": text(first) + "\n" + text(new[0]).removeprefix(FOLD)}
+                    first = out.pop()  # one fold for imports that stand together
+                    new[0] = {
+                        **new[0],
+                        "source": text(first) + "\n" + text(new[0]).removeprefix(FOLD),
+                    }
                 out += new
             elif cell["cell_type"] == "markdown":
                 before = text(cell)
@@ -294,20 +327,24 @@ def text(
 def install_cell(
     cfg,  # The project's metadata
 ):
-    """What `make env` does, as a cell for a notebook opened elsewhere: the folder, so that benchmarks/ is found, the
-    package and what the chapters import beside it, the two wheels. Large libraries stay as they are there."""
+    """What `make env` does, as a cell for a notebook opened elsewhere: the folder, so that
+    benchmarks/ is found, the package and what the chapters import beside it, the two wheels. Large
+    libraries stay as they are there."""
     make = (ROOT / "Makefile").read_text(encoding="utf-8")
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    beside = [pin for pin in pins if pin.startswith(("fastcore==", "transformers=="))]
+    beside = [pin for pin in pins if pin.startswith(("fastcore==", "gguf==", "transformers=="))]
     wheels = re.search(r"^FILES := (.+)$", make, re.M)[1]
-    return (f"!git clone -q --depth 1 {cfg['git_url']}\n%cd {cfg['repo']}/nbs\n"
-            f'%pip install -q "..[model]" {" ".join(beside)} triton\n%pip install -q --no-deps {wheels}')
+    return (
+        f"!git clone -q --depth 1 {cfg['git_url']}\n%cd {cfg['repo']}/nbs\n"
+        f'%pip install -q "..[model]" {" ".join(beside)} triton\n%pip install -q --no-deps {wheels}'
+    )
 
 
 def lines(
     words,  # Text, whole or as a list of lines
 ):
-    "Text as a list of lines, which is how notebooks are stored and the only form that Quarto reads."
+    """Text as a list of lines, which is how notebooks are stored and the only form that Quarto
+    reads."""
     return "".join(words).splitlines(keepends=True)
 
 
@@ -323,8 +360,8 @@ def raw_html(
 def stored_output(
     output,  # Of a code cell
 ):
-    """An output as it is stored: lines, and HTML as Markdown that holds it. Quarto takes any output of type text/html
-    for a widget, and loads jQuery and RequireJS from elsewhere for it."""
+    """An output as it is stored: lines, and HTML as Markdown that holds it. Quarto takes any output
+    of type text/html for a widget, and loads jQuery and RequireJS from elsewhere for it."""
     output = {**output}
     if "text" in output:
         output["text"] = lines(output["text"])
@@ -332,13 +369,15 @@ def stored_output(
         data = dict(output["data"])
         if html := data.get("text/html"):
             data = {"text/markdown": raw_html(html)}
-        output["data"] = {kind: lines(value) if kind.startswith("text/") else value
-                          for kind, value in data.items()}
+        output["data"] = {
+            kind: lines(value) if kind.startswith("text/") else value
+            for kind, value in data.items()
+        }
     return output
 
 
 def finished(
-    cell,    # As the page has it
+    cell,  # As the page has it
     number,  # Its place in the page
 ):
     "A cell with all that the notebook format asks for."
@@ -350,7 +389,7 @@ def finished(
 
 
 def figure_text(
-    code,    # The code that draws a figure
+    code,  # The code that draws a figure
     before,  # The Markdown before it, which says what it shows
 ):
     "The words that stand for a figure where it cannot be seen."

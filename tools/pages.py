@@ -1,4 +1,6 @@
-"""What tools/build_site.py changes in rendered pages, whichever renderer made them: for keyboards, phones, and the search."""
+"""What tools/build_site.py changes in rendered pages, whichever renderer made them: for keyboards,
+phones, and the search."""
+
 import json
 import re
 from html import unescape
@@ -8,12 +10,55 @@ OUTPUT = re.compile(r'(<div class="cell-output[^>]*>\s*<pre)(>.*?</pre>)', re.S)
 CONTENTS = re.compile(r'<nav id="TOC".*?(<ul.*?)</nav>', re.S)
 MATH = re.compile(r'<span class="math \w+">\\[(\[](.*?)\\[)\]]</span>', re.S)
 TAG = re.compile(r"<[^>]+>")
-SIGNS = {"infty": "∞", "sum": "∑", "prod": "∏", "log": "log", "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥",
-         "cdot": "·", "times": "×", "dots": "…", "ldots": "…", "cdots": "…", "approx": "≈", "in": "∈", "mid": "|",
-         "to": "→", "ne": "≠", "neq": "≠", "pm": "±", "sqrt": "√", "ln": "ln", "exp": "exp", "max": "max",
-         "min": "min", "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "varepsilon": "ε",
-         "theta": "θ", "lambda": "λ", "mu": "μ", "pi": "π", "sigma": "σ", "tau": "τ", "lfloor": "⌊", "rfloor": "⌋",
-         "lceil": "⌈", "rceil": "⌉", "quad": " ", "qquad": " ", "left": "", "right": "", "big": "", "Big": ""}
+SIGNS = {
+    "infty": "∞",
+    "sum": "∑",
+    "prod": "∏",
+    "log": "log",
+    "le": "≤",
+    "leq": "≤",
+    "ge": "≥",
+    "geq": "≥",
+    "cdot": "·",
+    "times": "×",
+    "dots": "…",
+    "ldots": "…",
+    "cdots": "…",
+    "approx": "≈",
+    "in": "∈",
+    "mid": "|",
+    "to": "→",
+    "ne": "≠",
+    "neq": "≠",
+    "pm": "±",
+    "sqrt": "√",
+    "ln": "ln",
+    "exp": "exp",
+    "max": "max",
+    "min": "min",
+    "alpha": "α",
+    "beta": "β",
+    "gamma": "γ",
+    "delta": "δ",
+    "epsilon": "ε",
+    "varepsilon": "ε",
+    "theta": "θ",
+    "lambda": "λ",
+    "mu": "μ",
+    "pi": "π",
+    "sigma": "σ",
+    "tau": "τ",
+    "lfloor": "⌊",
+    "rfloor": "⌋",
+    "lceil": "⌈",
+    "rceil": "⌉",
+    "quad": " ",
+    "qquad": " ",
+    "left": "",
+    "right": "",
+    "big": "",
+    "Big": "",
+}
 
 
 def plain_math(
@@ -22,8 +67,13 @@ def plain_math(
     r"The words and signs of a formula, on one line: `\frac1n` is `1/n`."
     tex = re.sub(r"\\[dt]?frac\s*(\{[^{}]*\}|\w)\s*(\{[^{}]*\}|\w)", r"\1/\2", tex)
     tex = re.sub(r"\\(begin|end)\{\w+\}", " ", tex)
-    tex = re.sub(r"\\([A-Za-z]+) ?", lambda m: SIGNS.get(m[1], "" if m[1].startswith(("text", "math", "operator"))
-                                                         else m[1] + " "), tex)
+    tex = re.sub(
+        r"\\([A-Za-z]+) ?",
+        lambda m: SIGNS.get(
+            m[1], "" if m[1].startswith(("text", "math", "operator")) else m[1] + " "
+        ),
+        tex,
+    )
     tex = re.sub(r"\\([{}%$&_#])", r"\1", re.sub(r"(?<!\\)[{}]|\\[,;:! \\]|&", "", tex))
     return " ".join(tex.split())
 
@@ -31,7 +81,8 @@ def plain_math(
 def is_table(
     lines,  # of an output
 ):
-    "Whether it is set in columns: short lines, and most with a gap of spaces after their first word."
+    """Whether it is set in columns: short lines, and most with a gap of spaces after their first
+    word."""
     gaps = sum(bool(re.search(r"\S {2,}\S", line)) for line in lines)
     return len(lines) > 1 and gaps > len(lines) / 2 and max(map(len, lines)) <= 100
 
@@ -46,9 +97,10 @@ def frame(
 
 def for_everyone(
     page,  # HTML of a rendered page
-    up,    # The way to the site's top: "" or "../" and so on
+    up,  # The way to the site's top: "" or "../" and so on
 ):
-    "The page with headers that a keyboard reaches, frames for tables and, for a phone, its contents on top."
+    """The page with headers that a keyboard reaches, frames for tables and, for a phone, its
+    contents on top."""
     page = HEADER.sub(r'<div role="button" tabindex="0" class="callout-header', page)
     page = re.sub(r'(<i class="bi [\w-]+") role="img"></i>', r'\1 aria-hidden="true"></i>', page)
     page = OUTPUT.sub(frame, page)
@@ -72,7 +124,7 @@ def terms(
 
 def better_index(
     entries,  # The search index: objects with href, title, section, text
-    pages,    # Page -> its HTML, in the order of the book
+    pages,  # Page -> its HTML, in the order of the book
 ):
     "The index in the order of the book, without TeX, with the terms that each section defines."
     found = {name: terms(page) for name, page in pages.items()}
@@ -98,7 +150,9 @@ def improve(
         path.write_text(for_everyone(page, up), encoding="utf-8")
     index = site / "search.json"
     if index.is_file():
-        order = list(dict.fromkeys(re.findall(r'href="(?:\./)?([\w/-]+\.html)"', pages["index.html"])))
+        order = list(
+            dict.fromkeys(re.findall(r'href="(?:\./)?([\w/-]+\.html)"', pages["index.html"]))
+        )
         pages = {name: pages[name] for name in order + list(pages) if name in pages}
         entries = better_index(json.loads(index.read_text(encoding="utf-8")), pages)
         index.write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")

@@ -1,0 +1,183 @@
+"Filters and SmolLM2 beside the transformers library: the same rows, the same results."
+
+import numpy as np
+import torch
+from rows import history, kept, rows, tied
+from texts import AWKWARD, CONTROLS, PROMPTS, TOLERANCE, forced, ids_of
+
+from decoding_book.loop import left_pad
+from decoding_book.penalties import (
+    logit_bias,
+    min_length,
+    no_repeat_ngram,
+    repetition_penalty,
+)
+from decoding_book.temperature import temperature
+from decoding_book.topk import top_k
+
+INF = float("inf")
+
+
+# ---- transformers
+
+
+def test_temperature_and_top_k_agree_with_transformers(full, record):
+    from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper
+
+    n, V = (20_000 if full else 10_000), 40
+    z = rows(n, V, 1, torch.float32)
+    rng, worst = np.random.default_rng(0), 0.0
+    for part in z.split(200):
+        T, k = float(rng.uniform(0.1, 4)), int(rng.integers(1, V + 5))
+        theirs = TopKLogitsWarper(k)(None, TemperatureLogitsWarper(T)(None, part.clone()))
+        ours = top_k(temperature(part, T), k)
+        assert torch.equal(kept(ours), kept(theirs))
+        worst = max(worst, (ours.softmax(-1) - theirs.softmax(-1)).abs().max().item())
+    record("temperature_topk_transformers", dict(rows=n, worst=worst))
+    assert worst < 1e-6
+    z = tied(500, 12)  # theirs keeps all that tie with the k-th
+    for k in range(1, 13):
+        theirs = TopKLogitsWarper(k)(None, z.clone())
+        ours = top_k(z, k)
+        assert not (kept(ours) & ~kept(theirs)).any()
+        edge = ours.masked_fill(~kept(ours), INF).amin(-1, True)
+        assert (
+            z[kept(theirs) & ~kept(ours)] == edge.expand_as(z)[kept(theirs) & ~kept(ours)]
+        ).all()
+
+
+def test_chat_equals_transformers(model):
+    from transformers import PreTrainedTokenizerFast
+
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=model.weights.tokenizer, chat_template=model.template
+    )
+    user, answer = (
+        {"role": "user", "content": 'Hi <b> & "you"\n\n'},
+        {"role": "assistant", "content": "Yes?"},
+    )
+    for messages in (
+        [user],
+        [{"role": "system", "content": "Be brief."}, user],
+        [user, answer, user],
+    ):
+        want = fast.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert model.chat(messages) == want
+    assert model.chat([user]).endswith("<|im_start|>assistant\n")
+
+
+# The logits
+
+
+def test_logits_agree_with_transformers(model, peer, record):
+    worst = 0.0
+    with torch.inference_mode():
+        for prompt in PROMPTS:
+            ids = ids_of(model, prompt)
+            ours, theirs = model(ids, last_only=False).logits, peer(ids).logits
+            worst = max(worst, (ours - theirs).abs().max().item())
+            assert torch.equal(ours.argmax(-1), theirs.argmax(-1)), prompt
+    assert len(PROMPTS) >= 20 and worst <= TOLERANCE
+    record(
+        "smollm: largest logit difference to transformers, float32",
+        {"prompts": len(PROMPTS), "difference": worst},
+    )
+
+
+def test_64_greedy_tokens_equal_transformers(peer, batch, full, record):
+    for n, (prompt, prompt_ids, ids) in enumerate(zip(PROMPTS, batch.prompt_ids, batch.ids)):
+        best = forced(peer, prompt_ids, ids).argmax(-1)
+        assert best.shape == (64,) and torch.equal(ids, best), prompt
+        if full or n == 0:  # and what its own `generate` says
+            out = peer.generate(
+                prompt_ids[None],
+                attention_mask=torch.ones(1, len(prompt_ids)),
+                max_new_tokens=64,
+                do_sample=False,
+            )
+            assert torch.equal(out[0, len(prompt_ids) :], ids), prompt
+    record("smollm: prompts with 64 greedy tokens equal to transformers", len(batch))
+
+
+# Attention
+
+
+def test_raw_scores_give_transformers_attention(model, peer):
+    rows = [ids_of(model, p)[0] for p in PROMPTS[:3]]
+    ids, mask = left_pad(rows)
+    cache = model.new_cache(3, ids.shape[1])
+    model(ids[:, :-1], mask[:, :-1], cache=cache)
+    cached = model(ids[:, -1:], cache=cache, attention=True)
+    whole = model(ids, mask, attention=True)
+    peer.set_attn_implementation("eager")
+    try:
+        with torch.inference_mode():
+            out = peer(
+                ids,
+                attention_mask=mask.long(),
+                output_attentions=True,
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            )
+    finally:
+        peer.set_attn_implementation("sdpa")
+    want = torch.stack([a[:, :, -1] for a in out.attentions], 1)
+    for prediction in (whole, cached):
+        assert prediction.attention.shape == (3, 30, 9, ids.shape[1])
+        assert torch.equal(prediction.key_mask, mask)
+        real = prediction.attention.masked_fill(~mask[:, None, None], -torch.inf)
+        torch.testing.assert_close(real.softmax(-1), want, atol=2e-5, rtol=0)
+    torch.testing.assert_close(
+        cached.attention.masked_fill(~mask[:, None, None], 0),
+        whole.attention.masked_fill(~mask[:, None, None], 0),
+        atol=1e-3,
+        rtol=1e-4,
+    )
+
+
+def test_text_that_spells_control_tokens_is_what_transformers_makes_of_it(model):
+    from transformers import PreTrainedTokenizerFast
+
+    peer = PreTrainedTokenizerFast(
+        tokenizer_object=model.weights.tokenizer, chat_template=model.template
+    )
+    for text in [*AWKWARD, *CONTROLS]:
+        assert model.encode(text, control=False) == peer.encode(text, split_special_tokens=True)
+        assert model.encode(text) == peer.encode(text)
+    talks = [
+        [{"role": "user", "content": "Hi"}],
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "?"}],
+        [{"role": "user", "content": "A colour?"}, {"role": "assistant", "content": "It is "}],
+    ]
+    for talk in talks:
+        ours = model.chat(talk)
+        assert ours == peer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+        assert model.encode(ours) == model.encode(str(ours)) == peer.encode(ours)
+        assert model.chat(talk, continue_last=True) == peer.apply_chat_template(
+            talk, tokenize=False, continue_final_message=True
+        )
+
+
+def test_penalties_agree_with_transformers():
+    from transformers.generation import logits_process as hf
+
+    rng = np.random.default_rng(2)
+    for _ in range(200):
+        V, N = int(rng.integers(3, 30)), int(rng.integers(2, 20))
+        z, ids, _ = history(rng, 3, V, N)
+        theta, n = float(rng.uniform(0.5, 2)), int(rng.integers(1, 4))
+        bias = {int(i): float(rng.normal()) for i in rng.choice(V, 2, replace=False)}
+        assert repetition_penalty(z, ids, theta).equal(
+            hf.RepetitionPenaltyLogitsProcessor(theta)(ids, z)
+        )
+        theirs = hf.NoRepeatNGramLogitsProcessor(n)(ids, z)
+        if theirs.isfinite().any(-1).all():
+            assert no_repeat_ngram(z, ids, n).equal(theirs)
+        theirs = hf.SequenceBiasLogitsProcessor([[[i], v] for i, v in bias.items()])(ids, z)
+        torch.testing.assert_close(logit_bias(z, bias), theirs, atol=1e-6, rtol=0)
+        given, least, eos = (
+            int(rng.integers(0, N + 1)),
+            int(rng.integers(0, 9)),
+            int(rng.integers(V)),
+        )
+        theirs = hf.MinNewTokensLengthLogitsProcessor(given, least, eos)(ids, z)
+        assert min_length(z, N - given, least, eos).equal(theirs)
