@@ -128,13 +128,13 @@ def float64(
 def exact_log(
     x,  # positive and finite: a torch tensor, or what NumPy makes an array of
 ):      # float64, at most one unit of the last place off
-    "The natural logarithm from operations that every machine rounds alike: the same bits everywhere."
+    "The natural logarithm, of operations that all machines round alike: the same bits everywhere."
     x = float64(x)
     m, e = (torch if torch.is_tensor(x) else np).frexp(x)         # x = m 2^e, m from 1/2 to 1
     low = float64(m < SQRT_HALF)
     m, e = m * (1 + low), float64(e) - low                        # m from √½ to √2
     f = m - 1
-    s = f / (2 + f)                                               # log m = s (2 + ...), m = (1+s)/(1-s)
+    s = f / (2 + f)                                               # m = (1 + s) / (1 - s)
     z = s * s
     w = z * z
     c3, c5, c7, c9, c11, c13, c15 = LOG_SERIES

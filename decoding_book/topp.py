@@ -24,7 +24,7 @@ EXP_SERIES = tuple(1 / factorial(i) for i in range(12))       # 1, 1, 1/2, 1/6, 
 def exact_exp(
     d,  # at most 0: a torch tensor, or what NumPy makes an array of
 ):      # float64, within 1e-14 of its size; 0 below e^-700
-    "e^d from operations that every machine rounds alike: the same bits everywhere."
+    "e^d, of operations that every machine rounds alike: the same bits everywhere."
     d = float64(d)
     library, far = torch if torch.is_tensor(d) else np, d < -700
     d = d.clip(-700)

@@ -369,7 +369,7 @@ def test_noise_is_gumbel():
 
 
 def test_rare_tokens_come_at_their_rate():
-    """P(a token of probability q beats all others): an exact sum over its lucky cells, with the noise.
+    """P(a token of probability q beats all others): an exact sum over its lucky cells.
     23 bits give .889 of the rate at q = 7e-8."""
     for q in (1e-5, 1e-6, 7e-8, 1e-8):
         time = (-gumbel_of(torch.arange(int(60 * q * 2**32) + 10)).double()).exp()

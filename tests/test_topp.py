@@ -1,4 +1,4 @@
-"""Top-p and min-p: the oracle, boundaries, the smallest set, ties, the counted mass, what is refused."""
+"""Top-p and min-p: oracle, boundaries, the smallest set, ties, the counted mass, refusals."""
 
 from itertools import combinations
 
@@ -299,7 +299,7 @@ def test_sizes_are_those_of_the_definition(kind, full, record):
 
 
 def test_a_mass_of_exactly_p():
-    "Equal logits weigh the same: the prefix that holds exactly p is complete; a float more, one more."
+    "Equal logits weigh the same: a prefix of exactly p is complete; a float more, one more."
     for V in (2, 4, 8, 64, 1024, 2**17):
         for n in {1, V // 4 or 1, V // 2, V - 1}:
             p = n / V
