@@ -6,13 +6,12 @@
 __all__ = ['ORDER', 'LIMITS', 'OFF', 'BACKENDS', 'CHOICES', 'PENALTIES', 'DIALECTS', 'on_gpu', 'shape_of', 'check_choices',
            'check_key_settings', 'setting', 'check_settings', 'Settings', 'History', 'last_tokens', 'read_history',
            'penalize', 'top_k_and_ties', 'nucleus', 'stages', 'truncate', 'probabilities_of', 'draw_plain', 'is_ours',
-           'fastest', 'find_backend', 'check_parts', 'draw', 'take_on_gpu', 'take_rows', 'settings_of', 'rows_of_call',
-           'known_dialect', 'Sampler', 'Stage', 'bits_of', 'next_stage', 'Trace', 'trace_row']
+           'missing', 'fastest', 'find_backend', 'check_parts', 'draw', 'take_on_gpu', 'take_rows', 'settings_of',
+           'rows_of_call', 'known_dialect', 'Sampler', 'Stage', 'bits_of', 'next_stage', 'Trace', 'trace_row']
 
 # %% ../nbs/13_sampler.ipynb #3d94e730
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from numbers import Real
 
 import torch
@@ -301,16 +300,22 @@ def is_ours(
     rules = tuple(params.order), params.ties, params.boundary, params.joint
     return rules == (ORDER, "exact", "include", False)
 
+def missing(
+    name,  # a key of `BACKENDS`
+):         # a sentence, an error, or None
+    "What a form of the draw cannot run without."
+    module, function = BACKENDS[name].split(":")
+    try: return getattr(getattr(import_module(module), function), "missing", None)
+    except (ImportError, AttributeError) as error: return error
+
 def fastest(
     params,  # `Settings`; None: the book's own rules
     device,  # where the logits are
 ):           # a key of `BACKENDS`
-    "The fastest form of the draw that knows these parameters."
+    "The fastest form of the draw that is there and knows these parameters."
     if params is not None and not is_ours(params): return "plain"
-    kind = torch.device(device).type
-    if kind == "cpu": return "fused"
-    needed = "triton", BACKENDS["cuda"].split(":")[0]
-    return "cuda" if kind == "cuda" and all(map(find_spec, needed)) else "plain"
+    name = {"cpu": "fused", "cuda": "cuda"}.get(torch.device(device).type, "plain")
+    return "plain" if missing(name) else name
 
 # %% ../nbs/13_sampler.ipynb #6cbb2bd3
 def find_backend(
@@ -323,13 +328,10 @@ def find_backend(
     if name is None: name = fastest(params, device)
     if name not in BACKENDS:
         raise ValueError(f"backend: {name!r} is not one of {', '.join(map(repr, BACKENDS))}")
-    module, function = BACKENDS[name].split(":")
-    try:
-        form = getattr(import_module(module), function)
-        gone = getattr(form, "missing", None)           # what it cannot run without
-    except (ImportError, AttributeError) as error: gone = error
+    gone = missing(name)
     if gone: raise ValueError(f"backend: {name!r} is not there ({gone})")
-    return form
+    module, function = BACKENDS[name].split(":")
+    return getattr(import_module(module), function)
 
 # %% ../nbs/13_sampler.ipynb #87a54284
 def check_parts(
