@@ -7,7 +7,7 @@ __all__ = ['MISSING', 'SMALLEST_FIRST', 'TO_BITS', 'ROUGH_SERIES', 'FEW', 'MORE'
            'crossing', 'scale_of', 'scaled', 'candidates', 'keep_prefix', 'keep_above', 'exact_exp', 'mass',
            'rough_mass', 'keep_nucleus', 'kept_list', 'fold', 'mix', 'key_state', 'exact_log', 'gumbel_of',
            'bits_needed', 'winner', 'race', 'log_mass', 'draw_row', 'draw_rows', 'room_for_list', 'run_rows', 'prepare',
-           'wishes_of', 'draw_batch', 'draw_fused', 'fused_sample']
+           'wishes_of', 'words_of', 'as_rows', 'draw_batch', 'draw_fused', 'fused_sample']
 
 # %% ../nbs/14_fused.ipynb #e46c3126
 import sys
@@ -509,6 +509,29 @@ def wishes_of(
 
 _wishes_kept = lru_cache(64, typed=True)(wishes_of)
 
+# %% ../nbs/14_fused.ipynb #0c68343e
+def words_of(
+    key,  # a `Key`
+    B,    # number of rows
+):        # uint32 (B, 5)
+    "The key's words, a line a row."
+    words, parts = np.empty((B, 5), np.uint32), (key.seed, key.position, key.draw)
+    if key.row is None and all(type(x) is int and 0 <= x < 2**32 for x in parts):
+        words[:] = key.seed, 0, 0, key.position, key.draw        # at hand: no need to ask `words`
+        words[:, 2] = range(B)
+        return words
+    check_parts(key, B)
+    for i, word in enumerate(key.words(B)): words[:, i:i + 1] = word
+    return words
+
+def as_rows(
+    z,  # (B, V), any float type
+):      # array (B, V), float32 or float64
+    "Logits as the loops read them."
+    if z.ndim != 2 or z.shape[1] == 0 or not z.is_cpu:
+        raise ValueError(f"logits: shape {tuple(z.shape)} on {z.device}, not (B, V) on the CPU")
+    return (z if z.dtype == torch.float64 else z.float()).resolve_neg().contiguous().numpy()
+
 # %% ../nbs/14_fused.ipynb #135826b1
 def draw_batch(
     logits,   # (B, V), any float type, on the CPU
@@ -519,21 +542,15 @@ def draw_batch(
     "One token a row; a row that is no distribution is refused by name."
     if MISSING: raise ImportError(MISSING)
     good = torch.is_tensor(logits) and logits.is_floating_point()
-    z = logits.detach() if good else check_logits(logits)
-    if z.ndim != 2 or z.shape[1] == 0 or not z.is_cpu:
-        raise ValueError(f"logits: shape {tuple(z.shape)} on {z.device}, not (B, V) on the CPU")
-    z = (z if z.dtype == torch.float64 else z.float()).resolve_neg().contiguous()
-    values, (B, V), kind = [getattr(params, name) for name in ORDER], z.shape, z.numpy().dtype
+    z = as_rows(logits.detach() if good else check_logits(logits))
+    (B, V), kind, values = z.shape, z.dtype, [getattr(params, name) for name in ORDER]
     plain = all(type(value) in (int, float, type(None)) for value in values)
     wishes = (_wishes_kept if plain else wishes_of)(B, V, kind, *values)
-    check_parts(key, B)
-    words = np.empty((B, 5), np.uint32)
-    for i, word in enumerate(key.words(B)): words[:, i:i + 1] = word
     ids, kept, logprob = np.empty(B, np.int64), np.empty(B, np.int64), np.empty(B)
-    arrays = z.numpy(), wishes, words, ids, kept, logprob
+    arrays = z, wishes, words_of(key, B), ids, kept, logprob
     if kind not in _ready: prepare(arrays, coins(V), details)
     run_rows(arrays, coins(V), details)
-    if (ids < 0).any(): check_logits(z)                                            # raises
+    if -1 in ids: check_logits(torch.from_numpy(z))                                # raises
     if not details: return Draw(torch.from_numpy(ids))
     return Draw(*map(torch.from_numpy, (ids, logprob.astype(kind), kept)))
 

@@ -11,7 +11,6 @@ from threading import Thread
 
 import numpy as np
 import pytest
-import reference
 import torch
 from laws import chi_square
 from reference import FLOATS, KINDS, SIZES, TYPES, a_case
@@ -253,13 +252,13 @@ def test_equal_scores_go_to_the_lower_id():
         bits = hash_bits(np.arange(V), *Key(seed).words())
         order = bits.argsort()
         g = noise.gumbel_of(bits[order])
-        for at in np.flatnonzero(g[1:] == g[:-1])[:3]:           # the first are the luckiest
+        for at in np.flatnonzero(g[1:] == g[:-1])[:3]:  # the first are the luckiest
             pair = sorted(order[at : at + 2].tolist())
             alone = torch.full((1, V), -INF)
             alone[0, pair] = 1.0
             assert fused_sample(alone, seed=seed).item() == pair[0]
             outside = torch.full((1, V), -INF)
-            outside[0, order[-100:]] = g[at].item() / 2          # a list of the unluckiest
+            outside[0, order[-100:]] = g[at].item() / 2  # a list of the unluckiest
             outside[0, pair] = 0.0
             assert fused_sample(outside, seed=seed).item() == pair[0]
             same(outside, dict(min_p=1e-9), Key(seed))
@@ -277,8 +276,8 @@ def test_worst_rows():
         "late": torch.cat([torch.zeros(V - 9000), torch.full((9000,), 3.0)]),
         "lonely": torch.cat([torch.full((V - 1,), -INF), torch.zeros(1)]),
     }
-    requests = [dict(top_k=50), dict(top_k=V - 1), dict(top_p=0.5), dict(top_p=1e-3), dict(min_p=0.3),
-                dict(top_p=0.5, min_p=0.9), dict(top_k=9000, top_p=0.5), {}]  # fmt: skip
+    requests = [dict(top_k=50), dict(top_k=V - 1), dict(top_k=9000, top_p=0.5), dict(top_p=0.5),
+                dict(top_p=1e-3), dict(top_p=0.5, min_p=0.9), dict(min_p=0.3), {}]  # fmt: skip
     for z in rows.values():
         for params in requests:
             same(z[None], params, Key(1))
@@ -305,7 +304,7 @@ def test_functions_of_one_number_bit_for_bit(full):
     ]
     for ours, plain, values in pairs:
         assert np.array_equal([ours(v) for v in values], plain(values)), plain
-        if ours is not fused.mix:                                # whose products wrap in machine code
+        if ours is not fused.mix:  # whose products wrap in machine code
             assert [ours.py_func(v) for v in values[:500]] == plain(values[:500]).tolist()
     assert fused.exact_exp(-INF) < 1e-300
     words = np.array(Key(2**64 - 1, 7, 8, 9).words(), np.uint32)
@@ -343,7 +342,7 @@ def test_a_nan_anywhere_is_seen():
 def test_the_crossing():
     "The search for the edge and the cut against a sort, with weights of 0 and ties."
     rng = np.random.default_rng(2)
-    for trial in range(400):
+    for _ in range(400):
         n = int(rng.integers(1, 60))
         scores = rng.integers(0, rng.choice([3, 1000]), n).astype(float)
         weights = (scores * rng.integers(0, 3) + rng.integers(0, 2)).astype(np.int64)
@@ -355,7 +354,9 @@ def test_the_crossing():
         keep = np.sort(order[before < target])
         listed = np.arange(n), scores.copy(), weights.copy()
         left = fused.keep_prefix(listed, n, target)
-        assert np.array_equal(listed[0][:left], keep) and np.array_equal(listed[2][:left], weights[keep])
+        assert np.array_equal(listed[0][:left], keep) and np.array_equal(
+            listed[2][:left], weights[keep]
+        )
         edge, above = fused.crossing(scores, weights, target)
         assert edge == scores[order[(before < target).sum() - 1]]
         assert above == weights[scores > edge].sum()
@@ -369,7 +370,7 @@ def test_masses(dtype):
         for kind in ("peaked", "steps", "mask", "block", "lonely", "two"):
             z = np.full((1, V), -INF) if kind == "lonely" else special(rng, kind, 1, V).copy()
             z[0, rng.integers(V)] = z.max() if np.isfinite(z.max()) else 2.0
-            if kind == "two":                                    # whose roundings all point one way
+            if kind == "two":  # whose roundings all point one way
                 z = np.where(z == z.max(), 0.0, -24.0)
             z = np.ascontiguousarray(z[0], dtype)
             scale = fused.scale_of.py_func(z, z.max(), 0.8)
@@ -484,8 +485,8 @@ def test_where_nothing_can_be_written(project):
 
 def test_two_processes_compile_at_once(tmp_path, full):
     "Both get their result, and what they keep serves a third."
-    draws = "import torch; from decoding_book.fused import fused_sample\nprint(fused_sample(torch.zeros(3, 50)))"
-    code = draws if full else SMALL
+    draw_one = "import torch; print(fused.fused_sample(torch.zeros(3, 50)))"
+    code = SMALL + "; " + draw_one if full else SMALL
     where = {"NUMBA_CACHE_DIR": str(tmp_path)}
     both = [run_python(code, **where) for _ in range(2)]
     results = [p.communicate() for p in both]
@@ -522,6 +523,7 @@ def test_threads(monkeypatch):
             assert out.ids.equal(alone.ids) and out.logprob.equal(alone.logprob)
     finally:
         torch.set_num_threads(was)
+
     def run():
         before.extend(fused_sample(z, **params).equal(alone.ids) for _ in range(50))
 
@@ -562,7 +564,10 @@ def test_in_the_loop():
 
 
 def test_a_row_alone_equals_the_row_in_a_batch():
-    z, n = in_type(3 * np.random.default_rng(1).normal(size=(9, 4000)), torch.float32), torch.arange(9)
+    z, n = (
+        in_type(3 * np.random.default_rng(1).normal(size=(9, 4000)), torch.float32),
+        torch.arange(9),
+    )
     params = dict(temperature=[0.5, 1.0, 2.0] * 3, top_k=[0, 0, 50] * 3, top_p=[0.9, 1.0, 0.8] * 3,
                   min_p=[0.0, 0.01, 0.0] * 3)  # fmt: skip
     whole = fused_sample(z, **params, row=n + 50, details=True)
