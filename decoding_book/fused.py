@@ -70,7 +70,7 @@ def crossing(
         if not up and before + above + equal >= target: return pivot, before + above
         if not up: before += above + equal
         left = 0
-        for i in range(n):                               # go on with one side
+        for i in range(n):                        # go on with one side: no `if` to be guessed
             s[left], w[left] = s[i], w[i]
             left += s[i] > pivot if up else s[i] < pivot
         n = left
@@ -115,10 +115,11 @@ def candidates(
     for start in range(0, len(z), G):
         for g in groups:
             token = start + g
-            if token < len(z) and z[token] > near:
-                score = scaled(z[token], scale)
+            if token >= len(z) or not z[token] > near: continue
+            score = scaled(z[token], scale)
+            if score >= least:
                 ids[n], scores[n], weights[n] = token, score, 1
-                n += score >= least
+                n += 1
     return n, least
 
 # %% ../nbs/14_fused.ipynb #c5a83751
@@ -151,8 +152,9 @@ def keep_above(
     "Keep the tokens that are not further below the best than `line`."
     (ids, scores, weights), left = listed, 0
     for i in range(n):
-        ids[left], scores[left], weights[left] = ids[i], scores[i], weights[i]
-        left += np.float64(scores[i] - best) >= line
+        if np.float64(scores[i] - best) >= line:
+            ids[left], scores[left], weights[left] = ids[i], scores[i], weights[i]
+            left += 1
     return left
 
 # %% ../nbs/14_fused.ipynb #7adfb0f9
