@@ -34,7 +34,7 @@ class OnPretended:
 
 @pytest.fixture
 def gpu(monkeypatch):
-    for name in ("draw_kernel", "scan_kernel", "finish_kernel"):
+    for name in ("draw_kernel", "scan_kernel", "weigh_kernel", "finish_kernel"):
         monkeypatch.setattr(C, name, OnPretended(getattr(C, name)))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: SimpleNamespace(multi_processor_count=132))
     return PretendGPU()
