@@ -167,7 +167,8 @@ def launch(
     table = (asked.numbers, asked.names) if asked else (found[0], results[0])
     row, given = (logits, *logits.stride(), V), (coins(V), *table, B, *found)
     fixed = dict(CHUNK=chunk, num_warps=warps, enable_fp_fusion=False)
-    look, search = dict(BLOCK=block, **fixed), dict(SLOTS=slots, WIDE=wide, PIVOTS=pivots, TASK=task)
+    look = dict(BLOCK=block, **fixed)
+    search = dict(SLOTS=slots, WIDE=wide, PIVOTS=pivots, TASK=task)
     if slices == 1: draw_kernel[(B,)](*row, *given, *lists, *results, **search, **look)
     else:
         scan_kernel[(B, slices)](*row, *found, SLICES=slices, **look)

@@ -178,6 +178,51 @@ def test_an_unfiltered_draw_is_about_the_largest_logit_of_the_row():
 
 
 @needs_triton
+def test_a_slice_far_below_the_best_has_no_winner():
+    "Its tokens are not looked at again, and its place in the runoff is empty. Token 0 stands for nobody."
+    z = torch.full((6, 64), -1000.)
+    z[:, 0], z[:, 32:40] = -20., torch.arange(8.) / 4
+    for key in range(4): compare(z, dict(temperature=1.), Key(key), slices=2, block=32)
+
+
+@needs_triton
+def test_a_parameter_as_one_number_is_one_a_row():
+    "In float64: a mass met exactly is missed by a p of float32."
+    z = torch.arange(64)[None] // 16 * -.5
+    mass = whole_weights(z[0]).cumsum(0)
+    for n in (5, 20, 40):
+        p = (mass[n] / mass[-1]).item()
+        assert C.ask(1, DEVICE, top_p=p).numbers[1].item() == p
+        for given in (p, [p]): compare(z, dict(top_p=given), Key(1))
+
+
+@needs_triton
+def test_min_p_meets_a_token_exactly_and_one_float_off():
+    "m of 0 and 1 too. The line is the book's own logarithm."
+    z = torch.randn(40, generator=torch.Generator().manual_seed(2))
+    d = (z - z.max()).double()
+    ms = [float(np.nextafter(m, to)) for m in d.exp().sort().values[::4].tolist() for to in (0, m, 1)] + [0., 1., 1e-300]
+    compare(z.expand(len(ms), -1), dict(min_p=ms), Key(1))
+    lines = C.ask(len(ms), DEVICE, min_p=ms).numbers[2].cpu()
+    assert lines.tolist() == [reference.log(m)[0] if m else -INF for m in ms]
+
+
+@needs_triton
+@pytest.mark.parametrize("slices", [1, 2])
+def test_every_launch_says_that_nothing_may_be_fused(slices, monkeypatch):
+    "And with it the tests of the compiled code hold for what is run."
+    seen = []
+
+    class Kernel:
+        def __getitem__(self, grid): return lambda *args, **options: seen.append(options)
+        rewrite = None
+
+    for name in ("draw_kernel", "scan_kernel", "weigh_kernel", "finish_kernel"): monkeypatch.setattr(C, name, Kernel())
+    C.launch(torch.zeros(1, 4096), C.ask(1, "cpu"), slices=slices)
+    assert len(seen) == (1 if slices == 1 else 3) and all(o["enable_fp_fusion"] is False for o in seen)
+
+
+@needs_triton
 def test_logits_too_far_apart_to_subtract():
     "Their difference is -inf in float32. They count, and the measures are numbers."
     z = torch.tensor([[3e38, -3e38, 0., 3e38], [-3e38, 3e38, 3e38, -math.inf]]).repeat(1, 20)
