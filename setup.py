@@ -9,7 +9,7 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
-model = cfg["model_requirements"].split()
+model, fast = (cfg[f"{name}_requirements"].split() for name in ("model", "fast"))
 
 setup(
     name=cfg["lib_name"],
@@ -41,7 +41,11 @@ setup(
     package_data={cfg["lib_name"]: ["py.typed"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={"model": model, "dev": model + cfg["dev_requirements"].split()},
+    extras_require={
+        "model": model,
+        "fast": fast,
+        "dev": model + fast + cfg["dev_requirements"].split(),
+    },
     entry_points={"nbdev": ["decoding_book=decoding_book._modidx:d"]},
     zip_safe=False,
 )

@@ -22,6 +22,7 @@ sampler      filters in order, the exact law, one draw: Sampler, draw
 fused        the same token, many times faster: fused_sample
 entropy      how unsure a model is, and how: entropy, varentropy, attention_measures
 entropix     a sampler chosen by that doubt: EntropySampler, EntropixConfig
+kernels      the steps of the draw on a GPU
 cuda         the draw as Triton kernels
 huggingface  models of transformers in this loop: HuggingFace
 checks       what refuses bad input by name

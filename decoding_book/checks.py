@@ -154,6 +154,7 @@ def key_part(
     bits,   # 32 or 64
 ):          # an int, or int64 (B,), where 2^63 and more wraps to negative
     "One part of a key, checked."
+    if type(value) is int and 0 <= value < 2**bits: return value
     if torch.is_tensor(value) and value.ndim == 1: return _key_tensor(name, value, bits)
     values = np.array(value.tolist() if torch.is_tensor(value) else value, dtype=object)
     if values.ndim > 1: raise ValueError(f"{name}: shape {values.shape}, expected () or (B,)")

@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['ORDER', 'LIMITS', 'OFF', 'BACKENDS', 'CHOICES', 'PENALTIES', 'DIALECTS', 'on_gpu', 'shape_of', 'check_choices',
            'check_key_settings', 'setting', 'check_settings', 'Settings', 'History', 'last_tokens', 'read_history',
-           'penalize', 'top_k_and_ties', 'nucleus', 'stages', 'truncate', 'draw_plain', 'is_ours', 'fastest',
-           'find_backend', 'check_parts', 'draw', 'take_on_gpu', 'take_rows', 'settings_of', 'rows_of_call',
-           'known_dialect', 'Sampler', 'Stage', 'bits_of', 'next_stage', 'Trace', 'trace_row']
+           'penalize', 'top_k_and_ties', 'nucleus', 'stages', 'truncate', 'probabilities_of', 'draw_plain', 'is_ours',
+           'missing', 'fastest', 'find_backend', 'check_parts', 'draw', 'take_on_gpu', 'take_rows', 'settings_of',
+           'rows_of_call', 'known_dialect', 'Sampler', 'Stage', 'bits_of', 'next_stage', 'Trace', 'trace_row']
 
 # %% ../nbs/13_sampler.ipynb #3d94e730
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from numbers import Real
 
 import torch
@@ -25,7 +24,7 @@ from .penalties import (bias_vector, check_history, end_ids, frequency_penalty,
                                      repetition_penalty)
 from .temperature import temperature
 from .topk import top_k
-from .topp import min_p, ranked_prefix, top_p
+from .topp import min_p, ranked_prefix, top_p, whole_weights
 
 # %% ../nbs/13_sampler.ipynb #bb218c05
 ORDER = ("temperature", "top_k", "top_p", "min_p")      # the filters; penalties come before them
@@ -241,7 +240,7 @@ def nucleus(
         ties = "low" if params.ties == "exact" else "sort"
         return top_p(z, p, params.boundary, ties).isfinite()
     p = per_row("p (top_p)", p, z, **LIMITS["top_p"])
-    return ranked_prefix(rank, z.softmax(-1), p, params.boundary)
+    return ranked_prefix(rank, whole_weights(z), p, params.boundary)
 
 # %% ../nbs/13_sampler.ipynb #ffe0a107
 def stages(
@@ -273,6 +272,14 @@ def truncate(
     for _, z in stages(z, params): pass
     return z
 
+# %% ../nbs/13_sampler.ipynb #23d72a72
+def probabilities_of(
+    logits,  # (..., V), filters applied
+):           # (..., V), float32 at least
+    "Softmax, divided by a float64 total: that of float32 is off by 1e-5 on long rows."
+    z = check_logits(logits)
+    return in_float64(z).softmax(-1).to(z.dtype).to(z.device)
+
 # %% ../nbs/13_sampler.ipynb #1292c90d
 def draw_plain(
     logits,   # (B, V), penalties applied
@@ -282,8 +289,8 @@ def draw_plain(
     "The definition: filter, add the key's noise, take the maximum."
     z = truncate(logits, params)
     ids = gumbel_max(z, key)
-    logprob = z.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
-    return Draw(ids, logprob, z.isfinite().sum(-1))
+    logprob = in_float64(z).log_softmax(-1).to(z.dtype).to(z.device)
+    return Draw(ids, logprob.gather(-1, ids[:, None])[:, 0], z.isfinite().sum(-1))
 
 # %% ../nbs/13_sampler.ipynb #ffded309
 def is_ours(
@@ -293,16 +300,22 @@ def is_ours(
     rules = tuple(params.order), params.ties, params.boundary, params.joint
     return rules == (ORDER, "exact", "include", False)
 
+def missing(
+    name,  # a key of `BACKENDS`
+):         # a sentence, an error, or None
+    "What a form of the draw cannot run without."
+    module, function = BACKENDS[name].split(":")
+    try: return getattr(getattr(import_module(module), function), "missing", None)
+    except (ImportError, AttributeError) as error: return error
+
 def fastest(
     params,  # `Settings`; None: the book's own rules
     device,  # where the logits are
 ):           # a key of `BACKENDS`
-    "The fastest form of the draw that knows these parameters."
+    "The fastest form of the draw that is there and knows these parameters."
     if params is not None and not is_ours(params): return "plain"
-    kind = torch.device(device).type
-    if kind == "cpu": return "fused"
-    needed = "triton", BACKENDS["cuda"].split(":")[0]
-    return "cuda" if kind == "cuda" and all(map(find_spec, needed)) else "plain"
+    name = {"cpu": "fused", "cuda": "cuda"}.get(torch.device(device).type, "plain")
+    return "plain" if missing(name) else name
 
 # %% ../nbs/13_sampler.ipynb #6cbb2bd3
 def find_backend(
@@ -315,13 +328,10 @@ def find_backend(
     if name is None: name = fastest(params, device)
     if name not in BACKENDS:
         raise ValueError(f"backend: {name!r} is not one of {', '.join(map(repr, BACKENDS))}")
-    module, function = BACKENDS[name].split(":")
-    try:
-        form = getattr(import_module(module), function)
-        gone = getattr(form, "missing", None)           # what it cannot run without
-    except (ImportError, AttributeError) as error: gone = error
+    gone = missing(name)
     if gone: raise ValueError(f"backend: {name!r} is not there ({gone})")
-    return form
+    module, function = BACKENDS[name].split(":")
+    return getattr(import_module(module), function)
 
 # %% ../nbs/13_sampler.ipynb #87a54284
 def check_parts(
@@ -433,7 +443,7 @@ class Sampler(Settings):
 
     def distribution(self, logits, ids=None, mask=None, prompt_lengths=0):
         "The exact probabilities (..., V) of the next token; arguments as for `penalize`."
-        return truncate(penalize(logits, self, ids, mask, prompt_lengths), self).softmax(-1)
+        return probabilities_of(truncate(penalize(logits, self, ids, mask, prompt_lengths), self))
 
     def at(self, rows, of=None):
         "The sampler for some rows (b,) of a call, which has `of` rows if that is known."
@@ -484,7 +494,7 @@ def next_stage(
     removed = (there & ~after.isfinite()).nonzero()[:, 0]
     removed = removed[before[removed].argsort(dim=-1, descending=True, stable=True)]
     mass = 1 - in_float64(before[removed]).sum().item()
-    q = after.softmax(-1)
+    q = probabilities_of(after)
     return Stage(name, value, q, removed.tolist(), mass, last.bits, bits_of(q))
 
 # %% ../nbs/13_sampler.ipynb #6173d57b
@@ -523,7 +533,7 @@ def trace_row(
         raise ValueError(f"words: {len(words)} names for {len(z)} tokens")
     after = penalize(z, params, ids, prompt_lengths=prompt_lengths)
     changed = [] if after.equal(z) else [("penalties", after)]
-    q, there = z.softmax(-1), z.isfinite()
+    q, there = probabilities_of(z), z.isfinite()
     rows = [Stage("logits", None, q, [], 1.0, bits_of(q), bits_of(q))]
     for name, after in changed + list(stages(after, params)):
         rows.append(next_stage(name, getattr(params, name, None), rows[-1], there, after))

@@ -22,7 +22,7 @@ from decoding_book.penalties import (
     presence_penalty,
     repetition_penalty,
 )
-from decoding_book.sampler import Sampler
+from decoding_book.sampler import Sampler, draw
 from decoding_book.smollm import SmolLM2, turns
 from decoding_book.temperature import temperature
 from decoding_book.topk import top_k
@@ -231,16 +231,27 @@ def test_float64_numbers_of_such_a_device_are_kept_on_the_cpu():
         )
 
 
-LATER = {3, 4, 5, 13}  # top_p, min_p, gumbel_max
-
-
-@pytest.mark.parametrize("n", [n for n in range(len(FILTERS)) if n not in LATER])
+@pytest.mark.parametrize("n", range(len(FILTERS)))
 def test_filters_on_a_device_without_float64(n):
     want = FILTERS[n](LOGITS)
     with PretendMPS():
         got = FILTERS[n](LOGITS.to(NAME))
         assert got.device.type == NAME
         same(got.cpu(), want)
+
+
+def test_a_draw_on_a_device_without_float64():
+    sampler, key = Sampler(0.8, top_k=20, top_p=0.9, min_p=0.02), Key(3)
+    want, law = draw(LOGITS, sampler, key, backend="plain"), sampler.distribution(LOGITS)
+    with PretendMPS():
+        z = LOGITS.to(NAME)
+        got = draw(z, sampler, key)
+        for x, y in zip(
+            (got.ids, got.kept, got.logprob, sampler.distribution(z)),
+            (want.ids, want.kept, want.logprob, law),
+        ):
+            assert x.device.type == NAME
+            same(x.cpu(), y)
 
 
 @pytest.mark.parametrize(

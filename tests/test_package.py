@@ -24,6 +24,8 @@ SENTENCES = {  # what is used -> what is said where it is missing (jinja2 comes 
     "Run: pip install 'decoding_book[model]'",
     "transformer.load_checkpoint('none.safetensors')": "need the package safetensors. "
     "Run: pip install 'decoding_book[model]'",
+    "fused.fused_sample(__import__('torch').zeros(1, 4))": "needs the package numba. "
+    "Run: pip install 'decoding_book[fast]'",
     "cuda.launch(__import__('torch').zeros(1, 4), None)": "Triton is not installed: "
     "pip install triton",
 }
@@ -132,7 +134,7 @@ def test_every_module_imports_from_the_wheel_without_extras(installed, tmp_path)
 
 
 def test_what_an_extra_gives_is_named_in_one_sentence_where_it_is_missed(installed, tmp_path):
-    code = "from decoding_book import cuda, smollm, transformer\n" + "".join(
+    code = "from decoding_book import cuda, fused, smollm, transformer\n" + "".join(
         f"try: {use}\nexcept (ImportError, FileNotFoundError) as error: print(error)\n"
         for use in SENTENCES
     )

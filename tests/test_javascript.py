@@ -1,0 +1,165 @@
+"""The draw in JavaScript: the token and the size of the kept set on every row, as in Python."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from reference import FLOATS, KINDS, LONG, SIZES, TYPES, a_case
+
+from decoding_book.noise import Key
+from decoding_book.sampler import ORDER, Sampler, draw
+
+ROOT = Path(__file__).resolve().parent.parent
+VECTORS = np.load(ROOT / "tests/oracle/draw.npz", allow_pickle=False)
+KEY = ("seed", "row", "position", "draw")
+NODE = shutil.which("node")
+BROWSER = next(
+    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
+)
+SCRIPT = """
+function run(cases, numbers) {
+  const out = [];
+  let start = 0;
+  for (const { size, single, settings, key } of cases) {
+    let z = numbers.subarray(start, start += size);
+    if (single) z = Float32Array.from(z);
+    const drawn = decodingBook.draw(z, settings, { ...key, seed: BigInt(key.seed) });
+    out.push([drawn.token, drawn.kept, drawn.logprob]);
+  }
+  return out;
+}
+"""
+IN_NODE = """
+const fs = require("fs");
+require(process.argv[1]);
+const numbers = new Float64Array(new Uint8Array(fs.readFileSync(process.argv[2] + ".bin")).buffer);
+console.log(JSON.stringify(run(JSON.parse(fs.readFileSync(process.argv[2] + ".json")), numbers)));
+"""
+
+
+def in_node(cases, numbers, folder):
+    "Results of all cases, by one Node."
+    (folder / "rows.bin").write_bytes(numbers.tobytes())
+    (folder / "rows.json").write_text(json.dumps(cases))
+    done = subprocess.run(
+        [NODE, "-e", SCRIPT + IN_NODE, ROOT / "tools/draw.js", folder / "rows"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def in_browser(cases, numbers, folder):
+    "The same in a page."
+    playwright = pytest.importorskip("playwright.sync_api")
+    sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=BROWSER, args=sandbox)
+        page = browser.new_page()
+        page.add_script_tag(path=ROOT / "tools/draw.js")
+        words = [None if np.isinf(x) else x for x in numbers.tolist()]  # JSON knows no infinity
+        code = f"([cases, numbers]) => {{ {SCRIPT} return run(cases, Float64Array.from(" \
+               "numbers, (x) => x === null ? -Infinity : x)); }"  # fmt: skip
+        out = page.evaluate(code, [cases, words])
+        browser.close()
+    return out
+
+
+ENGINES = [
+    pytest.param(in_node, marks=pytest.mark.skipif(NODE is None, reason="no Node on the PATH")),
+    pytest.param(in_browser, marks=pytest.mark.skipif(BROWSER is None, reason="no Chromium")),
+]
+
+
+def case(row, dtype, params, key):
+    "What JavaScript is told of one draw."
+    names = dict(zip(ORDER, ("temperature", "topK", "topP", "minP")))
+    return {
+        "size": len(row), "single": dtype != "float64",
+        "settings": {names[n]: params[n] for n in ORDER},
+        "key": {n: str(int(key[n])) if n == "seed" else int(key[n]) for n in KEY},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_recorded_draws(engine, tmp_path):
+    rows = np.split(VECTORS["logits"], VECTORS["size"].cumsum()[:-1])
+    cases = [
+        case(row, FLOATS[VECTORS["type"][i]], {n: VECTORS[n][i].item() for n in ORDER},
+             {n: VECTORS[n][i] for n in KEY})
+        for i, row in enumerate(rows)
+    ]  # fmt: skip
+    out = engine(cases, np.concatenate(rows), tmp_path)
+    for i, (token, kept, logprob) in enumerate(out):
+        assert (token, kept) == (VECTORS["token"][i], VECTORS["kept"][i]), (i, cases[i])
+        assert logprob == pytest.approx(VECTORS["logprob"][i], abs=1e-6, rel=1e-6)
+    assert len(out) == len(rows)
+
+
+@pytest.mark.skipif(NODE is None, reason="no Node on the PATH")
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_token(kind, tmp_path, full, record):
+    "Against the plain chain, on rows of all kinds; some of them long."
+    rng, B, total = np.random.default_rng(KINDS.index(kind)), 40, 0
+    for turn in range(36 if full else 1):
+        cases, numbers, truth = [], [], []
+        long = [int(rng.choice(LONG))] if turn % 4 == 0 else []
+        for V in (*SIZES, *long):
+            dtype = TYPES[turn % len(TYPES)]
+            made = [a_case(rng, V, kind, dtype) for _ in range(2 if V > 300 else B)]
+            z = torch.stack([torch.tensor(row).to(getattr(torch, dtype)) for row, _, _ in made])
+            params = Sampler(**{n: [p[n] for _, p, _ in made] for n in ORDER})
+            out = draw(z, params, Key(**{n: [k[n] for _, _, k in made] for n in KEY}), "plain")
+            truth += zip(out.ids.tolist(), out.kept.tolist(), out.logprob.tolist())
+            cases += [case(row, dtype, p, k) for row, p, k in made]
+            numbers += [row.astype(np.float64) for row, _, _ in made]
+        found = in_node(cases, np.concatenate(numbers), tmp_path)
+        for one, true, what in zip(found, truth, cases):
+            assert tuple(one[:2]) == true[:2], what
+            assert one[2] == pytest.approx(true[2], abs=1e-4, rel=1e-5)
+        total += len(found)
+    record(f"javascript_same_token_{kind}", {"rows": total, "left out": 0})
+
+
+@pytest.mark.skipif(NODE is None, reason="no Node on the PATH")
+def test_functions_bit_for_bit():
+    "The logarithm, the exponential and the noise, on the recorded numbers."
+    code = f"""
+const book = require({json.dumps(str(ROOT / "tools/draw.js"))});
+const given = JSON.parse(require("fs").readFileSync(0));
+console.log(JSON.stringify({{ log: given.log.map(book.log), exp: given.exp.map(book.exp),
+                              noise: given.noise.map(book.noise) }}));"""
+    given = {"log": VECTORS["log_x"].tolist(), "exp": VECTORS["exp_x"].tolist(),
+             "noise": VECTORS["noise_bits"].tolist()}  # fmt: skip
+    done = subprocess.run(
+        [NODE, "-e", code], input=json.dumps(given), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    out = json.loads(done.stdout)
+    for name, truth in ("log", "log_y"), ("exp", "exp_y"), ("noise", "noise"):
+        assert out[name] == VECTORS[truth].astype(float).tolist(), name
+
+
+@pytest.mark.skipif(NODE is None, reason="no Node on the PATH")
+def test_refused():
+    "By the name of what is wrong; and an ES module may import the file."
+    wrong = {
+        "[0, NaN], {}": "logits: NaN",
+        "[-Infinity], {}": "logits: no finite logit",
+        "[], {}": "logits: no finite logit",
+        "[0], { topP: 0 }": "topP: 0",
+        "[0], { topK: 1.5 }": "topK: 1.5",
+        "[0], { temperature: -1 }": "temperature: -1",
+        "[0], { minP: 2 }": "minP: 2",
+    }
+    code = f"import {json.dumps(str(ROOT / 'tools/draw.js'))};\n" + "".join(
+        f"try {{ decodingBook.draw({call}) }} catch (error) {{ console.log(error.message) }}\n"
+        for call in wrong
+    )
+    done = subprocess.run([NODE, "--input-type=module", "-e", code], capture_output=True, text=True)
+    assert done.stdout.splitlines() == list(wrong.values()), done.stderr
