@@ -1,4 +1,6 @@
-"""The sampler: oracle, transformers, chi-square of draws and of whole texts, properties, dialects, hostile input."""
+"""The sampler: oracle, transformers, chi-square of draws and of whole texts, properties, dialects,
+hostile input."""
+
 import math
 from collections import Counter
 from pathlib import Path
@@ -8,15 +10,21 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from laws import chi_square
 
 from decoding_book.loop import Context, Prediction, generate, greedy
 from decoding_book.noise import Key, inverse_cdf
-from decoding_book.sampler import BACKENDS, DIALECTS, ORDER, Sampler, draw, penalize, stages, truncate
-from decoding_book.temperature import temperature
-from decoding_book.topk import top_k
-from decoding_book.topp import min_p, top_p
+from decoding_book.sampler import (
+    BACKENDS,
+    DIALECTS,
+    ORDER,
+    Sampler,
+    draw,
+    penalize,
+    stages,
+    truncate,
+)
 from decoding_book.toy import TableModel, sequence_law, six_words
-from laws import chi_square
 
 INF = float("inf")
 DATA = np.load(Path(__file__).parent / "oracle/open.npz", allow_pickle=False)
@@ -24,11 +32,16 @@ DATA = np.load(Path(__file__).parent / "oracle/open.npz", allow_pickle=False)
 
 # ---------------------------------------------------------------- oracle
 
+
 def case(i, dtype=torch.float64):
     "Logits and the parameters of a filt case."
     V = DATA["filt_V"][i]
     T, k, p, m = (DATA[f"filt_{n}"][i].item() for n in ("T", "top_k", "top_p", "min_p"))
-    return torch.tensor(DATA["filt_logits"][i, :V]).to(dtype), dict(temperature=T, top_k=k, top_p=p), m
+    return (
+        torch.tensor(DATA["filt_logits"][i, :V]).to(dtype),
+        dict(temperature=T, top_k=k, top_p=p),
+        m,
+    )
 
 
 @pytest.mark.parametrize("dtype,atol", [(torch.float64, 1e-9), (torch.float32, 2e-5)])
@@ -36,21 +49,35 @@ def case(i, dtype=torch.float64):
 def test_oracle(name, dtype, atol):
     for i in range(70):
         z, params, m = case(i, dtype)
-        if name == "T": params = dict(temperature=params["temperature"])
-        if name == "joint_minp": params["min_p"] = m
-        if name == "joint_004": params["boundary"] = "exclude"
+        if name == "T":
+            params = dict(temperature=params["temperature"])
+        if name == "joint_minp":
+            params["min_p"] = m
+        if name == "joint_004":
+            params["boundary"] = "exclude"
         sampler, V = Sampler(**params), len(z)
         q = sampler.distribution(z)
-        np.testing.assert_allclose(q, DATA[f"filt_p_{name}"][i, :V], atol=atol, rtol=0, err_msg=f"case {i}")
+        np.testing.assert_allclose(
+            q, DATA[f"filt_p_{name}"][i, :V], atol=atol, rtol=0, err_msg=f"case {i}"
+        )
         if name != "T" and (dtype == torch.float64 or DATA["filt_kind"][i] != 5):
-            assert truncate(z, sampler).isfinite().tolist() == DATA[f"filt_keep_{name}"][i, :V].tolist(), i
+            assert (
+                truncate(z, sampler).isfinite().tolist()
+                == DATA[f"filt_keep_{name}"][i, :V].tolist()
+            ), i
 
 
 def test_oracle_as_one_padded_batch_with_parameters_by_row():
     z = torch.tensor(DATA["filt_logits"]).nan_to_num(nan=-INF, neginf=-INF)
-    sampler = Sampler(temperature=DATA["filt_T"], top_k=DATA["filt_top_k"], top_p=DATA["filt_top_p"],
-                      min_p=DATA["filt_min_p"])
-    np.testing.assert_allclose(sampler.distribution(z), DATA["filt_p_joint_minp"], atol=1e-9, rtol=0)
+    sampler = Sampler(
+        temperature=DATA["filt_T"],
+        top_k=DATA["filt_top_k"],
+        top_p=DATA["filt_top_p"],
+        min_p=DATA["filt_min_p"],
+    )
+    np.testing.assert_allclose(
+        sampler.distribution(z), DATA["filt_p_joint_minp"], atol=1e-9, rtol=0
+    )
     assert truncate(z, sampler).isfinite().tolist() == DATA["filt_keep_joint_minp"].tolist()
 
 
@@ -63,30 +90,56 @@ def test_oracle_tokens():
 
 # ---------------------------------------------------------------- transformers
 
-def theirs(z, ids, T=1., k=0, p=1., m=0., theta=1., n=0):
+
+def theirs(z, ids, T=1.0, k=0, p=1.0, m=0.0, theta=1.0, n=0):
     "transformers' processors in its own order, on logits (1, V)."
     from transformers.generation import logits_process as hf
-    chain = [(theta != 1, hf.RepetitionPenaltyLogitsProcessor, theta), (n, hf.NoRepeatNGramLogitsProcessor, n),
-             (T != 1, hf.TemperatureLogitsWarper, T), (k, hf.TopKLogitsWarper, k),
-             (p < 1, hf.TopPLogitsWarper, p), (m, hf.MinPLogitsWarper, m)]
+
+    chain = [
+        (theta != 1, hf.RepetitionPenaltyLogitsProcessor, theta),
+        (n, hf.NoRepeatNGramLogitsProcessor, n),
+        (T != 1, hf.TemperatureLogitsWarper, T),
+        (k, hf.TopKLogitsWarper, k),
+        (p < 1, hf.TopPLogitsWarper, p),
+        (m, hf.MinPLogitsWarper, m),
+    ]
     for on, make, value in chain:
-        if on: z = make(value)(ids, z)
+        if on:
+            z = make(value)(ids, z)
     return z
 
 
 def random_case(rng, i, ties):
     V = int(rng.integers(2, 120))
-    z = rng.integers(-4, 4, (1, V)).astype(float) if ties else rng.normal(size=(1, V)) * rng.uniform(.3, 6)
-    on = rng.random(6) < .6
-    if i < 6: on = np.arange(6) == i                       # each one alone, too
-    values = dict(T=float(rng.uniform(.2, 3)), k=int(rng.integers(1, V + 9)), p=float(rng.uniform(.02, .999)),
-                  m=float(rng.uniform(.001, .9)), theta=float(rng.uniform(.5, 2)), n=int(rng.integers(1, 4)))
+    z = (
+        rng.integers(-4, 4, (1, V)).astype(float)
+        if ties
+        else rng.normal(size=(1, V)) * rng.uniform(0.3, 6)
+    )
+    on = rng.random(6) < 0.6
+    if i < 6:
+        on = np.arange(6) == i  # each one alone, too
+    values = dict(
+        T=float(rng.uniform(0.2, 3)),
+        k=int(rng.integers(1, V + 9)),
+        p=float(rng.uniform(0.02, 0.999)),
+        m=float(rng.uniform(0.001, 0.9)),
+        theta=float(rng.uniform(0.5, 2)),
+        n=int(rng.integers(1, 4)),
+    )
     values = {name: v for (name, v), use in zip(values.items(), on) if use}
     return torch.tensor(z), torch.tensor(rng.integers(0, V, (1, int(rng.integers(0, 12))))), values
 
 
 def ours(values, **more):
-    names = dict(T="temperature", k="top_k", p="top_p", m="min_p", theta="repetition_penalty", n="no_repeat_ngram")
+    names = dict(
+        T="temperature",
+        k="top_k",
+        p="top_p",
+        m="min_p",
+        theta="repetition_penalty",
+        n="no_repeat_ngram",
+    )
     return {names[n]: v for n, v in values.items()} | more
 
 
@@ -96,37 +149,56 @@ def test_against_transformers(full, record):
         ties = i % 4 == 3
         z, ids, values = random_case(rng, i, ties)
         expected = theirs(z, ids, **values)
-        if not expected.isfinite().any(): continue                       # every token banned: an error here
+        if not expected.isfinite().any():
+            continue  # every token banned: an error here
         book, hf = Sampler(**ours(values)), Sampler.dialect("huggingface", **ours(values))
         for sampler in [hf] if ties else [hf, book]:
             out = truncate(penalize(z, sampler, ids), sampler)
             assert out.isfinite().equal(expected.isfinite()), (i, values)
-            torch.testing.assert_close(sampler.distribution(z, ids), expected.softmax(-1), atol=1e-6, rtol=0)
-        if ties: tied += not truncate(penalize(z, book, ids), book).isfinite().equal(expected.isfinite())
+            torch.testing.assert_close(
+                sampler.distribution(z, ids), expected.softmax(-1), atol=1e-6, rtol=0
+            )
+        if ties:
+            tied += not truncate(penalize(z, book, ids), book).isfinite().equal(expected.isfinite())
         sizes[min(expected.isfinite().sum().item(), 3)] += 1
-    assert tied > n / 40 and min(sizes[1], sizes[2], sizes[3]) > n / 40   # the cases are not all trivial
-    record("sampler_vs_transformers", {"rows": n, "tied rows cut differently by the exact rule": tied})
+    assert (
+        tied > n / 40 and min(sizes[1], sizes[2], sizes[3]) > n / 40
+    )  # the cases are not all trivial
+    record(
+        "sampler_vs_transformers", {"rows": n, "tied rows cut differently by the exact rule": tied}
+    )
 
 
 def test_min_p_comes_after_top_p():
     "The filters commute on most rows; here they do not, so an exchange would show."
-    z = torch.tensor([.4, .3, .14, .13, .03], dtype=torch.float64).log()
-    q = Sampler(top_p=.8, min_p=.33).distribution(z)
+    z = torch.tensor([0.4, 0.3, 0.14, 0.13, 0.03], dtype=torch.float64).log()
+    q = Sampler(top_p=0.8, min_p=0.33).distribution(z)
     assert (q > 0).tolist() == [True, True, True, False, False]
-    assert truncate(z, Sampler(top_p=.8, min_p=.33)).isfinite().equal(
-        theirs(z[None], None, p=.8, m=.33)[0].isfinite())
-    swapped = Sampler(top_p=.8, min_p=.33, order=("temperature", "top_k", "min_p", "top_p"))
+    assert (
+        truncate(z, Sampler(top_p=0.8, min_p=0.33))
+        .isfinite()
+        .equal(theirs(z[None], None, p=0.8, m=0.33)[0].isfinite())
+    )
+    swapped = Sampler(top_p=0.8, min_p=0.33, order=("temperature", "top_k", "min_p", "top_p"))
     assert (swapped.distribution(z) > 0).tolist() == [True, True, False, False, False]
 
 
 # ---------------------------------------------------------------- the law of the draws
 
-CHAIN = dict(temperature=1.3, top_k=9, top_p=.95, min_p=.03)
+CHAIN = dict(temperature=1.3, top_k=9, top_p=0.95, min_p=0.03)
 LAWS = {
-    "plain": {}, "temperature": dict(temperature=.7), "top_k": dict(top_k=5), "top_p": dict(top_p=.8),
-    "min_p": dict(min_p=.1), "repetition": dict(repetition_penalty=1.7), "frequency": dict(frequency_penalty=.6),
-    "presence": dict(presence_penalty=.9), "ngram": dict(no_repeat_ngram=2), "bias": dict(logit_bias={0: -2., 3: -INF}),
-    "chain": CHAIN | dict(repetition_penalty=1.3, frequency_penalty=.2), "sglang": CHAIN | DIALECTS["sglang"],
+    "plain": {},
+    "temperature": dict(temperature=0.7),
+    "top_k": dict(top_k=5),
+    "top_p": dict(top_p=0.8),
+    "min_p": dict(min_p=0.1),
+    "repetition": dict(repetition_penalty=1.7),
+    "frequency": dict(frequency_penalty=0.6),
+    "presence": dict(presence_penalty=0.9),
+    "ngram": dict(no_repeat_ngram=2),
+    "bias": dict(logit_bias={0: -2.0, 3: -INF}),
+    "chain": CHAIN | dict(repetition_penalty=1.3, frequency_penalty=0.2),
+    "sglang": CHAIN | DIALECTS["sglang"],
 }
 
 
@@ -149,8 +221,14 @@ def test_chi_square(name, full, record):
     assert p > 1e-4
 
 
-@pytest.mark.parametrize("params", [dict(temperature=.8, top_k=4, top_p=.9, min_p=.05), dict(temperature=1.5),
-                                    dict(top_p=.7, seed=3)])
+@pytest.mark.parametrize(
+    "params",
+    [
+        dict(temperature=0.8, top_k=4, top_p=0.9, min_p=0.05),
+        dict(temperature=1.5),
+        dict(top_p=0.7, seed=3),
+    ],
+)
 def test_sequence_law(params, full, record):
     "Whole texts of three steps, drawn by the loop, against their exact law."
     world, n, batch = six_words(), 200_000 if full else 8000, 8000
@@ -162,7 +240,8 @@ def test_sequence_law(params, full, record):
         out = generate(world, [""] * batch, chooser, max_new_tokens=3, alternatives=0)
         texts = [[] for _ in range(batch)]
         for s in out.steps:
-            for r, i in zip(s.row.tolist(), s.ids.tolist()): texts[r].append(i)
+            for r, i in zip(s.row.tolist(), s.ids.tolist()):
+                texts[r].append(i)
         counts.update(map(tuple, texts))
     assert set(counts) <= set(law)
     p = chi_square([counts[t] for t in law], list(law.values()), n)
@@ -173,12 +252,19 @@ def test_sequence_law(params, full, record):
 def test_penalised_texts_follow_their_law():
     "A penalty looks at the text, so its law is a product over histories: by hand, three steps."
     world, n = six_words(eos=None), 8000
-    params = dict(repetition_penalty=1.5, no_repeat_ngram=1, top_p=.9)
-    sampler, law = Sampler(**params), {(): 1.}
+    params = dict(repetition_penalty=1.5, no_repeat_ngram=1, top_p=0.9)
+    sampler, law = Sampler(**params), {(): 1.0}
     for _ in range(3):
-        law = {t + (v,): w * q for t, w in law.items()
-               for v, q in enumerate(sampler.distribution(world(torch.tensor([t]).long()).logits,
-                                                          torch.tensor([t]).long())[0].tolist()) if q}
+        law = {
+            t + (v,): w * q
+            for t, w in law.items()
+            for v, q in enumerate(
+                sampler.distribution(
+                    world(torch.tensor([t]).long()).logits, torch.tensor([t]).long()
+                )[0].tolist()
+            )
+            if q
+        }
     out = generate(world, [""] * n, sampler, max_new_tokens=3, alternatives=0)
     counts = Counter(zip(*(s.ids.tolist() for s in out.steps)))
     assert set(counts) <= set(law) and all(len(set(t)) == 3 for t in counts)
@@ -187,47 +273,71 @@ def test_penalised_texts_follow_their_law():
 
 # ---------------------------------------------------------------- properties
 
-FULL = Sampler(temperature=.8, top_k=20, top_p=.9, min_p=.02)
+FULL = Sampler(temperature=0.8, top_k=20, top_p=0.9, min_p=0.02)
 
 
-def logits(*shape, seed=0, scale=3): return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+def logits(*shape, seed=0, scale=3):
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("V", [7, 1000, 50_257])
 def test_a_row_alone_equals_the_row_in_any_batch(V):
     "Bit for bit: ids, log-probabilities and counts, wherever the row stands."
     z, row = logits(12, V, seed=V), torch.arange(100, 112)
-    params = dict(temperature=torch.linspace(.5, 1.5, 12), top_k=torch.arange(3, 15), top_p=torch.linspace(.5, 1, 12),
-                  min_p=torch.linspace(0, .1, 12))
+    params = dict(
+        temperature=torch.linspace(0.5, 1.5, 12),
+        top_k=torch.arange(3, 15),
+        top_p=torch.linspace(0.5, 1, 12),
+        min_p=torch.linspace(0, 0.1, 12),
+    )
     seeds, position = torch.arange(12) * 7, torch.arange(12) + 3
     all_at_once = draw(z, Sampler(**params), Key(seeds, row, position))
     for subset in ([3], [11], [5, 2], [0, 3, 9, 1, 11], list(range(11, -1, -1)), [4, 4, 4]):
         s = torch.tensor(subset)
-        part = draw(z[s], Sampler(**{n: v[s] for n, v in params.items()}), Key(seeds[s], row[s], position[s]))
+        part = draw(
+            z[s],
+            Sampler(**{n: v[s] for n, v in params.items()}),
+            Key(seeds[s], row[s], position[s]),
+        )
         assert part.ids.equal(all_at_once.ids[s]) and part.kept.equal(all_at_once.kept[s])
         assert part.logprob.equal(all_at_once.logprob[s])
 
 
 def test_a_text_alone_equals_the_text_in_a_batch():
-    "Through the loop on a toy world: prompts of unequal length, own rows and seeds, rows that end early."
+    """Through the loop on a toy world: prompts of unequal length, own rows and seeds, rows that end
+    early."""
     world, prompts = six_words(), ["I", "", "cold coffee", "I like", "water"]
-    params = dict(temperature=[.5, 1., 2., 1., 1.5], top_p=[.9, .8, 1., .7, .95], repetition_penalty=[1., 1.2, 1., 1.5, 1.])
+    params = dict(
+        temperature=[0.5, 1.0, 2.0, 1.0, 1.5],
+        top_p=[0.9, 0.8, 1.0, 0.7, 0.95],
+        repetition_penalty=[1.0, 1.2, 1.0, 1.5, 1.0],
+    )
     numbers, seeds = [40, 41, 42, 43, 44], [1, 2, 2**64 - 1, 4, 5]
     batch = generate(world, prompts, Sampler(**params, rows=numbers, seed=seeds), max_new_tokens=5)
     for i, prompt in enumerate(prompts):
         own = {n: v[i] for n, v in params.items()}
-        alone = generate(world, prompt, Sampler(**own, rows=[numbers[i]], seed=seeds[i]), max_new_tokens=5)
+        alone = generate(
+            world, prompt, Sampler(**own, rows=[numbers[i]], seed=seeds[i]), max_new_tokens=5
+        )
         assert alone.ids.equal(batch.ids[i]), i
-        lone = generate(world, prompt, Sampler(**own, rows=numbers[i], seed=seeds[i]), max_new_tokens=5)
+        lone = generate(
+            world, prompt, Sampler(**own, rows=numbers[i], seed=seeds[i]), max_new_tokens=5
+        )
         assert lone.ids.equal(alone.ids)
-    backwards = generate(world, prompts[::-1], Sampler(**{n: v[::-1] for n, v in params.items()}, rows=numbers[::-1],
-                                                       seed=seeds[::-1]), max_new_tokens=5)
+    backwards = generate(
+        world,
+        prompts[::-1],
+        Sampler(**{n: v[::-1] for n, v in params.items()}, rows=numbers[::-1], seed=seeds[::-1]),
+        max_new_tokens=5,
+    )
     assert all(a.equal(b) for a, b in zip(batch.ids, backwards.ids[::-1]))
 
 
 def test_equal_prompts_differ_and_seeds_replay():
     world = six_words()
-    one, again, other = (generate(world, [""] * 30, Sampler(seed=s), max_new_tokens=5) for s in (7, 7, 8))
+    one, again, other = (
+        generate(world, [""] * 30, Sampler(seed=s), max_new_tokens=5) for s in (7, 7, 8)
+    )
     assert [i.tolist() for i in one.ids] == [i.tolist() for i in again.ids]
     assert [i.tolist() for i in one.ids] != [i.tolist() for i in other.ids]
     assert len({tuple(i.tolist()) for i in one.ids}) > 10
@@ -239,33 +349,52 @@ def test_penalties_in_the_loop_see_their_own_row_and_no_padding():
     for out, prompt in zip(generate(world, prompts, sampler, max_new_tokens=3).ids, prompts):
         said = world.encode(prompt) + out.tolist()
         assert len(set(said)) == len(said)
-    seen = Sampler(frequency_penalty=1e6, temperature=0)             # counts what was generated, not the prompt
+    seen = Sampler(
+        frequency_penalty=1e6, temperature=0
+    )  # counts what was generated, not the prompt
     ids = torch.tensor([[0, 0, 2], [1, 1, 3]])
-    context = Context(ids, torch.tensor([[False, True, True], [True] * 3]), torch.tensor([1, 3]), torch.arange(2))
-    z = torch.tensor([[9., 0, 8, 7], [0, 9., 0, 8]])
+    context = Context(
+        ids, torch.tensor([[False, True, True], [True] * 3]), torch.tensor([1, 3]), torch.arange(2)
+    )
+    z = torch.tensor([[9.0, 0, 8, 7], [0, 9.0, 0, 8]])
     assert seen(Prediction(z), context).ids.tolist() == [0, 1]
-    assert seen(Prediction(z + torch.tensor([[0., 0, 5, 0], [0, 0, 0, 0]])), context).ids.tolist() == [0, 1]
+    assert seen(
+        Prediction(z + torch.tensor([[0.0, 0, 5, 0], [0, 0, 0, 0]])), context
+    ).ids.tolist() == [0, 1]
 
 
 def test_minimum_length_in_the_loop():
     world = six_words()
-    out = generate(world, ["I", "cold coffee"] * 20, Sampler(min_new_tokens=3, eos=world.eos), max_new_tokens=3)
+    out = generate(
+        world, ["I", "cold coffee"] * 20, Sampler(min_new_tokens=3, eos=world.eos), max_new_tokens=3
+    )
     assert all(world.eos not in ids.tolist() for ids in out.ids)
-    out = generate(world, [""] * 200, Sampler(min_new_tokens=[2, 0] * 100, eos=[world.eos]), max_new_tokens=2)
+    out = generate(
+        world, [""] * 200, Sampler(min_new_tokens=[2, 0] * 100, eos=[world.eos]), max_new_tokens=2
+    )
     ends = [world.eos in ids.tolist() for ids in out.ids]
     assert not any(ends[::2]) and any(ends[1::2])
 
 
 def test_limits_agree_with_greedy():
     z, key = logits(200, 50), Key(1, None, 3)
-    z[::3] = z[::3].round()                                          # with ties
+    z[::3] = z[::3].round()  # with ties
     first = greedy(Prediction(z)).ids
-    for params in (dict(top_k=1), dict(temperature=0), dict(temperature=0., top_p=.3), dict(top_p=1e-12),
-                   dict(temperature=1e-30), dict(temperature=1e-300, top_k=7)):
+    for params in (
+        dict(top_k=1),
+        dict(temperature=0),
+        dict(temperature=0.0, top_p=0.3),
+        dict(top_p=1e-12),
+        dict(temperature=1e-30),
+        dict(temperature=1e-300, top_k=7),
+    ):
         out = draw(z, Sampler(**params), key)
         if "temperature" in params and params["temperature"]:
-            assert z.gather(1, out.ids[:, None]).equal(z.gather(1, first[:, None]))   # ties stay drawn at T > 0
-        else: assert out.ids.equal(first), params
+            assert z.gather(1, out.ids[:, None]).equal(
+                z.gather(1, first[:, None])
+            )  # ties stay drawn at T > 0
+        else:
+            assert out.ids.equal(first), params
     tied = z[1::3]
     assert draw(tied, Sampler(temperature=1e-30), key).ids.equal(greedy(Prediction(tied)).ids)
 
@@ -274,8 +403,16 @@ def test_off_changes_nothing():
     z = logits(5, 40)
     base = Sampler().distribution(z)
     assert base.equal(z.double().softmax(-1).float())
-    for params in (dict(top_k=40), dict(top_k=10**30), dict(top_k=None), dict(top_k=0), dict(top_p=1), dict(min_p=0),
-                   dict(temperature=1), dict(top_k=[None, 0, 40, 41, 99], top_p=[1.] * 5, min_p=[0] * 5)):
+    for params in (
+        dict(top_k=40),
+        dict(top_k=10**30),
+        dict(top_k=None),
+        dict(top_k=0),
+        dict(top_p=1),
+        dict(min_p=0),
+        dict(temperature=1),
+        dict(top_k=[None, 0, 40, 41, 99], top_p=[1.0] * 5, min_p=[0] * 5),
+    ):
         assert Sampler(**params).distribution(z).equal(base), params
 
 
@@ -284,8 +421,19 @@ def test_off_changes_nothing():
 def test_shapes_dtypes_and_input_left_alone(dtype, shape):
     z = logits(*shape).to(dtype)
     ids = torch.randint(0, 30, (*shape[:-1], 4), generator=torch.Generator().manual_seed(1))
-    before, sampler = z.clone(), Sampler(temperature=.8, top_k=12, top_p=.9, min_p=.02, repetition_penalty=1.3,
-                                         presence_penalty=.1, no_repeat_ngram=2, logit_bias={1: 2.})
+    before, sampler = (
+        z.clone(),
+        Sampler(
+            temperature=0.8,
+            top_k=12,
+            top_p=0.9,
+            min_p=0.02,
+            repetition_penalty=1.3,
+            presence_penalty=0.1,
+            no_repeat_ngram=2,
+            logit_bias={1: 2.0},
+        ),
+    )
     q = sampler.distribution(z, ids)
     assert z.equal(before) and q.shape == z.shape
     assert q.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -298,27 +446,31 @@ def test_shapes_dtypes_and_input_left_alone(dtype, shape):
 
 def test_permuting_the_vocabulary_permutes_the_law():
     z, perm = logits(20, 30), torch.randperm(30, generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(FULL.distribution(z[:, perm].double()), FULL.distribution(z.double())[:, perm])
+    torch.testing.assert_close(
+        FULL.distribution(z[:, perm].double()), FULL.distribution(z.double())[:, perm]
+    )
 
 
 def test_stages_only_remove():
     z = logits(50, 30)
     z[:, 5] = -INF
     alive = z.isfinite()
-    for name, after in stages(z, FULL):
+    for _name, after in stages(z, FULL):
         assert (after.isfinite() <= alive).all() and after.isfinite().any(-1).all()
         alive = after.isfinite()
 
 
 def test_counterfactual_noise():
-    "The same key at another setting: the same noise, so a token that survives and won before wins again."
+    """The same key at another setting: the same noise, so a token that survives and won before wins
+    again."""
     z, key = logits(500, 40), Key(3, None, 0)
-    free, cut = draw(z, Sampler(), key), draw(z, Sampler(top_p=.9), key)
-    kept = truncate(z, Sampler(top_p=.9)).gather(1, free.ids[:, None])[:, 0].isfinite()
+    free, cut = draw(z, Sampler(), key), draw(z, Sampler(top_p=0.9), key)
+    kept = truncate(z, Sampler(top_p=0.9)).gather(1, free.ids[:, None])[:, 0].isfinite()
     assert cut.ids[kept].equal(free.ids[kept]) and 0 < (~kept).sum() < 200
 
 
 # ---------------------------------------------------------------- dialects
+
 
 def by_hand(z, order, joint, exceed, tie_all, T, k, p, m):
     "One row with NumPy, following a system's own loop; returns the kept set."
@@ -326,25 +478,39 @@ def by_hand(z, order, joint, exceed, tie_all, T, k, p, m):
     z = z / (T if order[0] == "T" else 1)
     alive, whole = np.isfinite(z), z.copy()
     rank = np.lexsort((np.arange(len(z)), -z))
-    soft = lambda a, keep: np.where(keep, np.exp(a - a[keep].max()), 0) / np.exp(a[keep] - a[keep].max()).sum()
+
+    def soft(a, keep):
+        return np.where(keep, np.exp(a - a[keep].max()), 0) / np.exp(a[keep] - a[keep].max()).sum()
+
     for stage in order:
         if stage == "k" and k:
             kth = sorted(z[alive])[::-1][min(k, alive.sum()) - 1]
             ranked = [i for i in rank if alive[i]]
             alive = alive & (z >= kth) if tie_all else np.isin(np.arange(len(z)), ranked[:k])
         elif stage == "p" and p < 1:
-            q, total, keep = soft(whole if joint else z, np.isfinite(z) if joint else alive), 0., []
+            q, total, keep = (
+                soft(whole if joint else z, np.isfinite(z) if joint else alive),
+                0.0,
+                [],
+            )
             for i in rank:
-                if not (total <= p if exceed else total < p): break
-                keep.append(i); total += q[i]
+                if not (total <= p if exceed else total < p):
+                    break
+                keep.append(i)
+                total += q[i]
             alive = alive & np.isin(np.arange(len(z)), keep)
-        elif stage == "m": alive = alive & (z >= z[alive].max() + math.log(m)) if m else alive
+        elif stage == "m":
+            alive = alive & (z >= z[alive].max() + math.log(m)) if m else alive
     return alive
 
 
-SYSTEMS = {"book": ("Tkpm", False, False, False), "huggingface": ("Tkpm", False, False, True),
-           "vllm": ("Tmkp", False, False, True), "sglang": ("Tkpm", True, True, False),
-           "llama.cpp": ("kpmT", False, False, False)}
+SYSTEMS = {
+    "book": ("Tkpm", False, False, False),
+    "huggingface": ("Tkpm", False, False, True),
+    "vllm": ("Tmkp", False, False, True),
+    "sglang": ("Tkpm", True, True, False),
+    "llama.cpp": ("kpmT", False, False, False),
+}
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -353,17 +519,26 @@ def test_dialects(system, full, record):
     for i in range(4000 if full else 400):
         V = int(rng.integers(2, 30))
         z = rng.integers(-3, 4, V).astype(float) if i % 3 == 0 else rng.normal(size=V) * 2
-        T, k, p, m = rng.uniform(.3, 2), int(rng.integers(0, V + 2)), rng.uniform(.05, .99), rng.uniform(0, .5) * (i % 2)
+        T, k, p, m = (
+            rng.uniform(0.3, 2),
+            int(rng.integers(0, V + 2)),
+            rng.uniform(0.05, 0.99),
+            rng.uniform(0, 0.5) * (i % 2),
+        )
         values = dict(temperature=T, top_k=k, top_p=p, min_p=m)
         keep = truncate(torch.tensor(z), Sampler.dialect(system, **values)).isfinite().numpy()
         expected = by_hand(z, *SYSTEMS[system], T, k, p, m)
-        if SYSTEMS[system][3]:              # which of the equal tokens at top-p's edge stays is up to torch.sort
+        if SYSTEMS[system][
+            3
+        ]:  # which of the equal tokens at top-p's edge stays is up to torch.sort
             assert sorted(z[keep]) == sorted(z[expected]), (i, values)
-        else: assert keep.tolist() == expected.tolist(), (i, values)
+        else:
+            assert keep.tolist() == expected.tolist(), (i, values)
         seen["equal ids" if keep.tolist() == expected.tolist() else "equal up to equals"] += 1
         differs += (keep != truncate(torch.tensor(z), Sampler(**values)).isfinite().numpy()).any()
     assert (differs > 10) == (system != "book")
-    if not SYSTEMS[system][3]: record(f"dialect_{system}", {"rows": sum(seen.values()), **seen})   # the others: below
+    if not SYSTEMS[system][3]:
+        record(f"dialect_{system}", {"rows": sum(seen.values()), **seen})  # the others: below
 
 
 def vllm(z, k, p, m=None):
@@ -372,7 +547,8 @@ def vllm(z, k, p, m=None):
         q = z.softmax(-1)
         z = z.masked_fill(q < m[:, None] * q.amax(-1, keepdim=True), -INF)
     ranked, ids = z.sort(dim=-1)
-    if k is not None: ranked = ranked.masked_fill(ranked < ranked.gather(1, (z.shape[1] - k)[:, None]), -INF)
+    if k is not None:
+        ranked = ranked.masked_fill(ranked < ranked.gather(1, (z.shape[1] - k)[:, None]), -INF)
     if p is not None:
         low = ranked.softmax(-1).cumsum(-1) <= 1 - p[:, None]
         low[:, -1] = False
@@ -383,58 +559,77 @@ def vllm(z, k, p, m=None):
 def arranged(rng, n, V, how):
     "Rows (n, V) of seven different logits at most, in some order."
     z = torch.randint(-3, 4, (n, V), generator=rng).double()
-    if how == "ascending": return z.sort(-1).values
-    if how == "descending": return z.sort(-1, descending=True).values
-    if how == "blocks": return z[:, :-(-V // 4)].repeat_interleave(4, 1)[:, :V]
+    if how == "ascending":
+        return z.sort(-1).values
+    if how == "descending":
+        return z.sort(-1, descending=True).values
+    if how == "blocks":
+        return z[:, : -(-V // 4)].repeat_interleave(4, 1)[:, :V]
     return z
 
 
 def at_the_line(z, keep, k, p, m):
     "Whether a sum of one row comes within rounding of p, or a logit of min-p's line."
-    if m is not None and ((z - z.max() - m.log()).abs() < 1e-5).any(): return True
+    if m is not None and ((z - z.max() - m.log()).abs() < 1e-5).any():
+        return True
     z = z if m is None else z.masked_fill(z - z.max() < m.log(), -INF)
-    if k is not None: z = z.masked_fill(z < z.sort(descending=True).values[k - 1], -INF)
-    return p is not None and ((z.sort(descending=True).values.softmax(-1).cumsum(-1) - p).abs() < 1e-5).any().item()
+    if k is not None:
+        z = z.masked_fill(z < z.sort(descending=True).values[k - 1], -INF)
+    return (
+        p is not None
+        and ((z.sort(descending=True).values.softmax(-1).cumsum(-1) - p).abs() < 1e-5).any().item()
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_vllm_sorts_once(dtype, full, record):
     "Token by token, equals included; what differs lies at the line, by rounding."
     rng, seen, n = torch.Generator().manual_seed(7), Counter(), 2000 if full else 100
-    for V in (5, 16, 17, 40, 150, 1000):                # torch's sort is stable up to 16
+    for V in (5, 16, 17, 40, 150, 1000):  # torch's sort is stable up to 16
         for how in ("shuffled", "ascending", "descending", "blocks"):
-            for filters in ("kp", "k", "p", "mkp", "pl"):                       # l: p is a sum of the row, rounded
+            for filters in ("kp", "k", "p", "mkp", "pl"):  # l: p is a sum of the row, rounded
                 z = arranged(rng, n, V, how).to(dtype)
                 k, p, m = (torch.rand(n, generator=rng, dtype=torch.float64) for _ in range(3))
                 k = (1 + k * V).long() if "k" in filters else None
-                p = (.05 + .9 * p).to(dtype) if "p" in filters else None
+                p = (0.05 + 0.9 * p).to(dtype) if "p" in filters else None
                 if "l" in filters:
                     mass = z.double().sort(descending=True).values.softmax(-1).cumsum(-1)
-                    p = mass.gather(1, torch.randint(0, V, (n, 1), generator=rng))[:, 0].to(dtype).clamp(max=.99)
-                m = (.2 * m).to(dtype) if "m" in filters else None
-                own = dict(top_k=k, top_p=1. if p is None else p, min_p=0. if m is None else m)
+                    p = (
+                        mass.gather(1, torch.randint(0, V, (n, 1), generator=rng))[:, 0]
+                        .to(dtype)
+                        .clamp(max=0.99)
+                    )
+                m = (0.2 * m).to(dtype) if "m" in filters else None
+                own = dict(top_k=k, top_p=1.0 if p is None else p, min_p=0.0 if m is None else m)
                 mine = truncate(z, Sampler.dialect("vllm", **own)).isfinite()
                 expected = vllm(z, k, p, m)
                 for i in range(n):
-                    if mine[i].equal(expected[i]): kind = "equal ids"
-                    elif z[i][mine[i]].sort().values.equal(z[i][expected[i]].sort().values): kind = "equal up to equals"
+                    if mine[i].equal(expected[i]):
+                        kind = "equal ids"
+                    elif z[i][mine[i]].sort().values.equal(z[i][expected[i]].sort().values):
+                        kind = "equal up to equals"
                     else:
                         kind = "rounding"
                         row = [None if x is None else x[i] for x in (k, p, m)]
                         assert at_the_line(z[i].double(), mine[i], *row), (V, how, filters, i)
                     seen["on the line" if "l" in filters else "elsewhere", kind] += 1
     rows = sum(seen.values())
-    record(f"dialect_vllm_{dtype}".replace("torch.", ""), {"rows": rows} | {", ".join(k): v for k, v in seen.items()})
+    record(
+        f"dialect_vllm_{dtype}".replace("torch.", ""),
+        {"rows": rows} | {", ".join(k): v for k, v in seen.items()},
+    )
     assert rows >= 4800 and not any(kind == "equal up to equals" for _, kind in seen)
     assert seen["elsewhere", "rounding"] < rows / 500 and seen["on the line", "rounding"] > 0
 
 
 def llama_penalties(z, text, last, repeat, frequency, presence):
-    "llama.cpp's rule for one row, token by token: divided or multiplied, then less the sum of both."
+    """llama.cpp's rule for one row, token by token: divided or multiplied, then less the sum of
+    both."""
     window, out = text[-last:], list(z)
     for v, x in enumerate(z):
         n = window.count(v)
-        if n: out[v] = (x * repeat if x <= 0 else x / repeat) - (n * frequency + presence)
+        if n:
+            out[v] = (x * repeat if x <= 0 else x / repeat) - (n * frequency + presence)
     return out
 
 
@@ -443,7 +638,12 @@ def some_texts(rng, B, V, N):
     real = torch.tensor(rng.integers(0, N + 1, B))
     mask = torch.arange(N) >= N - real[:, None]
     prompts = torch.tensor([int(rng.integers(0, n + 1)) for n in real.tolist()])
-    return torch.tensor(rng.normal(size=(B, V))), torch.tensor(rng.integers(0, V, (B, N))), mask, prompts
+    return (
+        torch.tensor(rng.normal(size=(B, V))),
+        torch.tensor(rng.integers(0, V, (B, N))),
+        mask,
+        prompts,
+    )
 
 
 def test_penalties_of_llama_cpp():
@@ -452,62 +652,103 @@ def test_penalties_of_llama_cpp():
     for i in range(60):
         B, V = int(rng.integers(1, 5)), int(rng.integers(2, 30))
         z, ids, mask, prompts = some_texts(rng, B, V, int(rng.integers(0, 200)))
-        own = [torch.tensor(rng.uniform(low, 2, B)) for low in (.5, -1, -1)]
+        own = [torch.tensor(rng.uniform(low, 2, B)) for low in (0.5, -1, -1)]
         names = "repetition_penalty", "frequency_penalty", "presence_penalty"
         windows = [64] * B if i % 2 else rng.integers(1, 100, B).tolist()
         more = {} if i % 2 else dict(penalty_window=windows)
         sampler = Sampler.dialect("llama.cpp", **dict(zip(names, own)), **more)
         out = penalize(z, sampler, ids, mask, prompts)
-        expected = [llama_penalties(z[b].tolist(), ids[b][mask[b]].tolist(), windows[b], *(x[b].item() for x in own))
-                    for b in range(B)]
-        torch.testing.assert_close(out, torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0)
+        expected = [
+            llama_penalties(
+                z[b].tolist(), ids[b][mask[b]].tolist(), windows[b], *(x[b].item() for x in own)
+            )
+            for b in range(B)
+        ]
+        torch.testing.assert_close(
+            out, torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0
+        )
         assert sampler.distribution(z, ids, mask, prompts).equal(truncate(out, sampler).softmax(-1))
 
 
-@pytest.mark.parametrize("system,repeats,counts", [
-    ("book", [0, 1, 2, 3], [2, 3]), ("huggingface", [0, 1, 2, 3], [2, 3]), ("vllm", [0, 1, 2, 3], [2, 3]),
-    ("sglang", [2, 3], [2, 3]), ("llama.cpp", [0, 1, 2, 3], [0, 1, 2, 3])])
+@pytest.mark.parametrize(
+    "system,repeats,counts",
+    [
+        ("book", [0, 1, 2, 3], [2, 3]),
+        ("huggingface", [0, 1, 2, 3], [2, 3]),
+        ("vllm", [0, 1, 2, 3], [2, 3]),
+        ("sglang", [2, 3], [2, 3]),
+        ("llama.cpp", [0, 1, 2, 3], [0, 1, 2, 3]),
+    ],
+)
 def test_which_tokens_are_counted(system, repeats, counts):
     "The text 0 1 | 2 3, with the prompt before the line."
     z = torch.ones(6)
-    for name, value, seen in (("repetition_penalty", 2., repeats), ("frequency_penalty", .5, counts),
-                              ("presence_penalty", .5, counts)):
+    for name, value, seen in (
+        ("repetition_penalty", 2.0, repeats),
+        ("frequency_penalty", 0.5, counts),
+        ("presence_penalty", 0.5, counts),
+    ):
         out = penalize(z, Sampler.dialect(system, **{name: value}), [0, 1, 2, 3], prompt_lengths=2)
         assert (out != z).nonzero()[:, 0].tolist() == seen, name
-        out = penalize(z, Sampler.dialect(system, penalty_window=3, **{name: value}), [0, 1, 2, 3], prompt_lengths=2)
+        out = penalize(
+            z,
+            Sampler.dialect(system, penalty_window=3, **{name: value}),
+            [0, 1, 2, 3],
+            prompt_lengths=2,
+        )
         assert (out != z).nonzero()[:, 0].tolist() == [v for v in seen if v], name
 
 
 def test_the_window_leaves_other_rules_alone():
     z, text = torch.zeros(5), [0, 1, 2, 3]
-    for params in (dict(no_repeat_ngram=1), dict(min_new_tokens=4, eos=4), dict(logit_bias={0: 1.})):
-        assert penalize(z, Sampler(**params, penalty_window=1), text).equal(penalize(z, Sampler(**params), text))
+    for params in (
+        dict(no_repeat_ngram=1),
+        dict(min_new_tokens=4, eos=4),
+        dict(logit_bias={0: 1.0}),
+    ):
+        assert penalize(z, Sampler(**params, penalty_window=1), text).equal(
+            penalize(z, Sampler(**params), text)
+        )
 
 
 def test_the_window_in_the_loop_and_in_the_trace():
-    "A penalty that forbids what it sees: a word may come back when it has left the window, in each row by itself."
-    chance, windows = torch.rand(7, 6, generator=torch.Generator().manual_seed(3)) + .01, [1, 2, 4]
+    """A penalty that forbids what it sees: a word may come back when it has left the window, in
+    each row by itself."""
+    chance, windows = torch.rand(7, 6, generator=torch.Generator().manual_seed(3)) + 0.01, [1, 2, 4]
     chance = chance / chance.sum(-1, keepdim=True)
     world = TableModel(chance[6], chance[:6])
-    sampler = Sampler(frequency_penalty=1e6, temperature=0, penalty_window=windows, count_prompt="all")
-    out = generate(world, [torch.tensor(ids) for ids in ([2], [0, 1], [2, 3, 3, 1, 0])], sampler, max_new_tokens=12)
+    sampler = Sampler(
+        frequency_penalty=1e6, temperature=0, penalty_window=windows, count_prompt="all"
+    )
+    out = generate(
+        world,
+        [torch.tensor(ids) for ids in ([2], [0, 1], [2, 3, 3, 1, 0])],
+        sampler,
+        max_new_tokens=12,
+    )
     for row, (said, window) in enumerate(zip(out.prompt_ids, windows)):
         text = said.tolist()
         for id in out.ids[row].tolist():
             z = world(torch.tensor([text])).logits[0].double()
-            for v in range(6): z[v] -= 1e6 * text[-window:].count(v)
+            for v in range(6):
+                z[v] -= 1e6 * text[-window:].count(v)
             assert id == z.argmax()
             text.append(id)
         assert len(text) == len(said) + 12
-    z, mine = torch.randn(6, generator=torch.Generator().manual_seed(0)), Sampler.dialect(
-        "llama.cpp", frequency_penalty=.7, penalty_window=2)
+    z, mine = (
+        torch.randn(6, generator=torch.Generator().manual_seed(0)),
+        Sampler.dialect("llama.cpp", frequency_penalty=0.7, penalty_window=2),
+    )
     trace = mine.trace(z, [0, 1, 1, 2], prompt_lengths=3)
-    assert trace.stages[-1].probabilities.equal(mine.distribution(z, [0, 1, 1, 2], prompt_lengths=3))
+    assert trace.stages[-1].probabilities.equal(
+        mine.distribution(z, [0, 1, 1, 2], prompt_lengths=3)
+    )
 
 
 def test_llama_cpp_at_zero_takes_one_of_the_equals():
-    "Its partial sort leaves equal maxima in any order; the dialect takes one of them, the lower id."
-    z = torch.tensor([[1., 3., 3., 0., 3.], [2., 2., 2., 2., 2.]])
+    """Its partial sort leaves equal maxima in any order; the dialect takes one of them, the lower
+    id."""
+    z = torch.tensor([[1.0, 3.0, 3.0, 0.0, 3.0], [2.0, 2.0, 2.0, 2.0, 2.0]])
     for k in (None, 1, 2, 3, 5):
         q = Sampler.dialect("llama.cpp", temperature=0, top_k=k).distribution(z)
         assert q.argmax(-1).tolist() == [1, 0] and (q.max(-1).values == 1).all()
@@ -515,28 +756,35 @@ def test_llama_cpp_at_zero_takes_one_of_the_equals():
 
 def test_dialects_by_name():
     assert set(DIALECTS) == set(SYSTEMS)
-    with pytest.raises(ValueError, match="system: 'openai' is not one of"): Sampler.dialect("openai")
+    with pytest.raises(ValueError, match="system: 'openai' is not one of"):
+        Sampler.dialect("openai")
 
 
 # ---------------------------------------------------------------- the seam
+
 
 def test_backends():
     z, key = logits(4, 9), Key(0)
     assert draw(z, FULL, key).ids.equal(draw(z, FULL, key, backend="plain").ids)
     with pytest.raises(ValueError, match="backend: 'magic' is not one of 'plain', 'fused', 'cuda'"):
         draw(z, FULL, key, backend="magic")
-    with pytest.raises(TypeError, match="backend: 3"): draw(z, FULL, key, backend=3)
+    with pytest.raises(TypeError, match="backend: 3"):
+        draw(z, FULL, key, backend=3)
     BACKENDS["absent"] = "decoding_book.absent:draw"
     try:
-        with pytest.raises(ValueError, match="backend: 'absent' is not there"): draw(z, FULL, key, backend="absent")
-    finally: del BACKENDS["absent"]
+        with pytest.raises(ValueError, match="backend: 'absent' is not there"):
+            draw(z, FULL, key, backend="absent")
+    finally:
+        del BACKENDS["absent"]
 
 
 def test_draw_refuses():
-    with pytest.raises(ValueError, match=r"logits: shape \(9,\)"): draw(logits(9), FULL, Key(0))
+    with pytest.raises(ValueError, match=r"logits: shape \(9,\)"):
+        draw(logits(9), FULL, Key(0))
     with pytest.raises(ValueError, match=r"key: row of shape \(3,\), expected \(\) or \(4,\)"):
         draw(logits(4, 9), FULL, Key(0, torch.arange(3)))
-    with pytest.raises(ValueError, match=r"key: seed of shape \(2,\)"): draw(logits(4, 9), FULL, Key([1, 2]))
+    with pytest.raises(ValueError, match=r"key: seed of shape \(2,\)"):
+        draw(logits(4, 9), FULL, Key([1, 2]))
 
 
 def test_empty_batch():
@@ -544,10 +792,12 @@ def test_empty_batch():
     assert out.ids.shape == (0,) and FULL.distribution(torch.zeros(0, 5)).shape == (0, 5)
 
 
-@pytest.mark.parametrize("name, bad", [
-    ("rows", -1), ("rows", [1, 2**32]), ("seed", -1), ("seed", 2**64), ("rows", "a")])
+@pytest.mark.parametrize(
+    "name, bad", [("rows", -1), ("rows", [1, 2**32]), ("seed", -1), ("seed", 2**64), ("rows", "a")]
+)
 def test_a_sampler_names_the_part_of_its_key(name, bad):
-    with pytest.raises((ValueError, TypeError), match=f"^{name}"): Sampler(**{name: bad})
+    with pytest.raises((ValueError, TypeError), match=f"^{name}"):
+        Sampler(**{name: bad})
 
 
 def test_a_sampler_for_no_rows():
@@ -556,14 +806,24 @@ def test_a_sampler_for_no_rows():
 
 # ---------------------------------------------------------------- the trace
 
+
 def test_a_trace_names_what_had_no_probability_left():
-    assert Sampler(top_k=1).trace(torch.tensor([0., -200., -INF])).stages[1].removed == [1]
+    assert Sampler(top_k=1).trace(torch.tensor([0.0, -200.0, -INF])).stages[1].removed == [1]
 
 
 def test_trace():
-    z = torch.tensor([.4, .3, .14, .13, .03], dtype=torch.float64).log()
-    trace = Sampler(temperature=2., top_k=4, top_p=.8, min_p=.6, repetition_penalty=1.5).trace(z, [0], list("abcde"))
-    assert [s.name for s in trace.stages] == ["logits", "penalties", "temperature", "top_k", "top_p", "min_p"]
+    z = torch.tensor([0.4, 0.3, 0.14, 0.13, 0.03], dtype=torch.float64).log()
+    trace = Sampler(temperature=2.0, top_k=4, top_p=0.8, min_p=0.6, repetition_penalty=1.5).trace(
+        z, [0], list("abcde")
+    )
+    assert [s.name for s in trace.stages] == [
+        "logits",
+        "penalties",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+    ]
     assert trace.stages[3].removed == [4]
     for before, s in zip(trace.stages, trace.stages[1:]):
         q, old = s.probabilities, before.probabilities
@@ -571,14 +831,19 @@ def test_trace():
         assert s.bits == pytest.approx(-sum(x * math.log2(x) for x in q.tolist() if x), abs=1e-12)
         assert s.mass == pytest.approx(1 - old[s.removed].sum().item(), abs=1e-12)
         if s.name in ("top_k", "top_p", "min_p"):
-            torch.testing.assert_close(q, old.index_fill(0, torch.tensor(s.removed).long(), 0) / s.mass)
+            torch.testing.assert_close(
+                q, old.index_fill(0, torch.tensor(s.removed).long(), 0) / s.mass
+            )
     assert len(repr(trace).splitlines()) == 6
     html = trace._repr_html_()
     assert html.count("<tr>") == 7 and "repetition" not in html and ">e<" in html
     assert "&lt;b&gt;" in Sampler(top_k=1).trace(z, words=["x", "<b>", "", "", ""])._repr_html_()
-    with pytest.raises(ValueError, match=r"logits: shape \(1, 5\)"): FULL.trace(z[None])
-    with pytest.raises(ValueError, match="words: 3 names for 5 tokens"): FULL.trace(z, words=["a", "b", "c"])
+    with pytest.raises(ValueError, match=r"logits: shape \(1, 5\)"):
+        FULL.trace(z[None])
+    with pytest.raises(ValueError, match="words: 3 names for 5 tokens"):
+        FULL.trace(z, words=["a", "b", "c"])
     import matplotlib
+
     matplotlib.use("Agg")
     assert len(trace.figure().axes) == 6
     matplotlib.pyplot.close("all")
@@ -586,58 +851,133 @@ def test_trace():
 
 # ---------------------------------------------------------------- hostile input
 
+
 def scaled(z, T):
     "Logits over T, rounded to float32: what is equal then, ranks by id."
-    if T == 0: return [x if i == z.index(max(z)) else -INF for i, x in enumerate(z)]
+    if T == 0:
+        return [x if i == z.index(max(z)) else -INF for i, x in enumerate(z)]
     top, limit = max(z), float(np.finfo(np.float32).max)
-    T = min(max(float(T), 2.0**-126), limit)                         # float32's range, as `temperature` says
-    shift = top if T < 1 and abs(top) >= T * limit else 0.           # the best is too large: it becomes 0
-    low = lambda x: max(x / T, -limit) if T >= 1 or -x < T * limit else -limit
+    T = min(max(float(T), 2.0**-126), limit)  # float32's range, as `temperature` says
+    shift = top if T < 1 and abs(top) >= T * limit else 0.0  # the best is too large: it becomes 0
+
+    def low(x):
+        return max(x / T, -limit) if T >= 1 or -x < T * limit else -limit
+
     return [float(np.float32(low(x - shift))) if x > -INF else -INF for x in z]
 
 
 def reference(z, T, k, p, m):
-    "Probabilities of one row by a plain loop in float64, and whether a threshold is too near to call."
+    """Probabilities of one row by a plain loop in float64, and whether a threshold is too near to
+    call."""
     z, near, w = scaled(z, T), False, np.zeros(len(z))
     rank = sorted((i for i in range(len(z)) if z[i] > -INF), key=lambda i: (-z[i], i))
-    gap = lambda i: z[i] - z[rank[0]]
-    weight = lambda i: math.exp(max(gap(i), -1e4))
-    if k: rank = rank[:int(k)]
+
+    def gap(i):
+        return z[i] - z[rank[0]]
+
+    def weight(i):
+        return math.exp(max(gap(i), -1e4))
+
+    if k:
+        rank = rank[: int(k)]
     if p < 1:
-        total, before, keep = sum(map(weight, rank)), 0., []
+        total, before, keep = sum(map(weight, rank)), 0.0, []
         for i in rank:
             near |= abs(before / total - p) < 1e-5
-            if before / total >= p: break
+            if before / total >= p:
+                break
             keep.append(i)
             before += weight(i)
         rank = keep
     if m:
         near |= any(abs(gap(i) - math.log(m)) < 1e-4 for i in rank if i != rank[0])
         rank = [i for i in rank if gap(i) >= math.log(m)]
-    for i in rank: w[i] = weight(i)
+    for i in rank:
+        w[i] = weight(i)
     return w / w.sum(), near
 
 
-NUMBERS = [0, 1, .5, 1., 2, 3, -1, -.5, 1e-30, 1e-300, 1e30, 1e300, .999, 1.0001, INF, -INF, float("nan"), 10**30,
-           True, None, "1", [], {}, object(), [.5, .5], torch.tensor(.7), torch.tensor([.5, .5, 1.]),
-           torch.tensor([2, 1, 3]), torch.tensor([.5, float("nan"), 1.]), [1, None, 2], np.float32(.5), np.int64(2),
-           torch.tensor([.5, .5]), torch.tensor([[.5], [.5], [.5]]), 1j, b"x"]
-LOGITS = [0., 1., -2., 5., 3.5, 88., -700., 1e4, -1e30, 3e38, -3e38, 1e-40, -INF, -INF, INF, float("nan")]
+NUMBERS = [
+    0,
+    1,
+    0.5,
+    1.0,
+    2,
+    3,
+    -1,
+    -0.5,
+    1e-30,
+    1e-300,
+    1e30,
+    1e300,
+    0.999,
+    1.0001,
+    INF,
+    -INF,
+    float("nan"),
+    10**30,
+    True,
+    None,
+    "1",
+    [],
+    {},
+    object(),
+    [0.5, 0.5],
+    torch.tensor(0.7),
+    torch.tensor([0.5, 0.5, 1.0]),
+    torch.tensor([2, 1, 3]),
+    torch.tensor([0.5, float("nan"), 1.0]),
+    [1, None, 2],
+    np.float32(0.5),
+    np.int64(2),
+    torch.tensor([0.5, 0.5]),
+    torch.tensor([[0.5], [0.5], [0.5]]),
+    1j,
+    b"x",
+]
+LOGITS = [
+    0.0,
+    1.0,
+    -2.0,
+    5.0,
+    3.5,
+    88.0,
+    -700.0,
+    1e4,
+    -1e30,
+    3e38,
+    -3e38,
+    1e-40,
+    -INF,
+    -INF,
+    INF,
+    float("nan"),
+]
 
 
 def numbers_in(value, rows):
     "The values of a parameter, one for each row, or None if it is no parameter for so many rows."
-    if isinstance(value, torch.Tensor): value = value.tolist()
-    if isinstance(value, list): return value if rows is not None and len(value) == rows else None
+    if isinstance(value, torch.Tensor):
+        value = value.tolist()
+    if isinstance(value, list):
+        return value if rows is not None and len(value) == rows else None
     return [value] * (rows or 1)
 
 
 def fits(name, v):
     "Is `v` allowed for the parameter?"
-    if name == "top_k" and v is None: return True
-    if isinstance(v, bool) or not isinstance(v, (int, float, np.floating, np.integer)): return False
-    if not math.isfinite(v): return False
-    return {"temperature": v >= 0, "top_k": v >= 0 and v == int(v), "top_p": 0 < v <= 1, "min_p": 0 <= v <= 1}[name]
+    if name == "top_k" and v is None:
+        return True
+    if isinstance(v, bool) or not isinstance(v, (int, float, np.floating, np.integer)):
+        return False
+    if not math.isfinite(v):
+        return False
+    return {
+        "temperature": v >= 0,
+        "top_k": v >= 0 and v == int(v),
+        "top_p": 0 < v <= 1,
+        "min_p": 0 <= v <= 1,
+    }[name]
 
 
 def hostile(z, values):
@@ -645,72 +985,148 @@ def hostile(z, values):
     rows = z.shape[0] if z.ndim == 2 else None
     per = {n: numbers_in(v, rows) for n, v in values.items()}
     bad_params = [n for n, v in per.items() if v is None or not all(fits(n, x) for x in v)]
-    rows_ok = z.is_floating_point() and z.ndim and z.shape[-1] and not (z.isnan() | (z == INF)).any() \
+    rows_ok = (
+        z.is_floating_point()
+        and z.ndim
+        and z.shape[-1]
+        and not (z.isnan() | (z == INF)).any()
         and z.isfinite().any(-1).all()
-    try: q = Sampler(**values).distribution(z)
+    )
+    try:
+        q = Sampler(**values).distribution(z)
     except (ValueError, TypeError) as e:
         assert bad_params or not rows_ok, f"refused for nothing: {e}"
         assert any(n in str(e) for n in bad_params) or (not rows_ok and "logits" in str(e)), str(e)
         return "refused"
     assert rows_ok and not bad_params, f"accepted {values}"
     assert q.shape == z.shape and q.isfinite().all()
-    for i, (row, got) in enumerate(zip(z.reshape(-1, z.shape[-1]).tolist(), q.reshape(-1, z.shape[-1]).tolist())):
+    for i, (row, got) in enumerate(
+        zip(z.reshape(-1, z.shape[-1]).tolist(), q.reshape(-1, z.shape[-1]).tolist())
+    ):
         T, k, p, m = (per[n][i] for n in ORDER)
         expected, near = reference(row, T, k, p, m)
-        if not near: np.testing.assert_allclose(got, expected, atol=1e-4, err_msg=f"{row} {values}")
+        if not near:
+            np.testing.assert_allclose(got, expected, atol=1e-4, err_msg=f"{row} {values}")
     return "computed"
 
 
 def test_hostile(full, record):
     rng, n, seen = np.random.default_rng(9), 100_000 if full else 3000, Counter()
     torch.set_num_threads(1)
-    usual = {"temperature": [.5, 1., 0, 2.], "top_k": [None, 2, 3], "top_p": [.3, .9, 1.], "min_p": [0, .1, .5]}
-    wild, where = rng.integers(0, len(NUMBERS), (n, 4)), rng.random((n, 4)) < .25
+    usual = {
+        "temperature": [0.5, 1.0, 0, 2.0],
+        "top_k": [None, 2, 3],
+        "top_p": [0.3, 0.9, 1.0],
+        "min_p": [0, 0.1, 0.5],
+    }
+    wild, where = rng.integers(0, len(NUMBERS), (n, 4)), rng.random((n, 4)) < 0.25
     tame = rng.integers(0, 3, (n, 4))
-    shapes, scores, risky = rng.integers(0, 5, n), rng.integers(0, 1 << 30, (n, 24)), rng.random(n) < .3
+    shapes, scores, risky = (
+        rng.integers(0, 5, n),
+        rng.integers(0, 1 << 30, (n, 24)),
+        rng.random(n) < 0.3,
+    )
     for i in range(n):
-        values = {name: NUMBERS[wild[i, j]] if where[i, j] else usual[name][tame[i, j]] for j, name in enumerate(ORDER)}
+        values = {
+            name: NUMBERS[wild[i, j]] if where[i, j] else usual[name][tame[i, j]]
+            for j, name in enumerate(ORDER)
+        }
         shape = [(3, 8), (8,), (3, 5), (1, 1), (3, 2)][shapes[i]]
         pool = LOGITS if risky[i] else LOGITS[:-2]
-        flat = [pool[s % len(pool)] for s in scores[i, :math.prod(shape)]]
+        flat = [pool[s % len(pool)] for s in scores[i, : math.prod(shape)]]
         seen[hostile(torch.tensor(flat).reshape(shape), values)] += 1
     record("hostile_calls", dict(seen))
     assert min(seen.values()) > n / 20 and sum(seen.values()) == n
 
 
-anything = st.one_of(st.sampled_from(NUMBERS), st.floats(), st.integers(), st.floats(0, 1), st.lists(st.floats(0, 2), max_size=4))
+anything = st.one_of(
+    st.sampled_from(NUMBERS),
+    st.floats(),
+    st.integers(),
+    st.floats(0, 1),
+    st.lists(st.floats(0, 2), max_size=4),
+)
 
 
 def test_hostile_hypothesis(full):
-    @settings(max_examples=2000 if full else 200, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(st.lists(st.one_of(st.sampled_from(LOGITS), st.floats(width=32)), min_size=1, max_size=6),
-           st.integers(1, 3), st.fixed_dictionaries({}, optional={name: anything for name in ORDER}))
+    @settings(
+        max_examples=2000 if full else 200, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(
+        st.lists(st.one_of(st.sampled_from(LOGITS), st.floats(width=32)), min_size=1, max_size=6),
+        st.integers(1, 3),
+        st.fixed_dictionaries({}, optional={name: anything for name in ORDER}),
+    )
     def check(row, rows, values):
-        defaults = {"temperature": 1., "top_k": None, "top_p": 1., "min_p": 0.}
+        defaults = {"temperature": 1.0, "top_k": None, "top_p": 1.0, "min_p": 0.0}
         hostile(torch.tensor([row] * rows, dtype=torch.float32), defaults | values)
+
     check()
 
 
 def test_hostile_penalties(full):
     "Penalties, bias, history and keys: never anything but a distribution, a Value- or a TypeError."
     rng, seen = np.random.default_rng(10), Counter()
-    histories = [None, [], [[], []], [[0, 1], [2, 2]], [[0, 5], [1, 1]], [[-1], [0]], [0, 1], [[.5], [1.]], "ab",
-                 torch.tensor([[1, 2, 1], [0, 0, 0]]), torch.ones(2, 2), torch.ones(2, 2, dtype=torch.bool), 3]
-    biases = [None, {}, {1: 1.}, {1: -INF}, {9: 1.}, {1: INF}, {"a": 1}, [0., 1., 2.], [1.] * 5, [-INF] * 5, 3, "x",
-              {1: float("nan")}, {i: -INF for i in range(5)}, torch.zeros(2, 5), torch.zeros(3, 5), {0: 3e38}]
-    seeds, eoss = [0, 1, 2**64 - 1, 2**64, -1, .5, None, [1, 2], "s", True], [None, 0, 4, 5, -1, [1], [], "e", [0, 1, 2, 3, 4]]
-    names = ["repetition_penalty", "frequency_penalty", "presence_penalty", "no_repeat_ngram", "min_new_tokens"]
-    pick = lambda options: options[rng.integers(len(options))]
-    for i in range(20_000 if full else 1500):
-        values = {n: pick(NUMBERS) for n in names if rng.random() < .25}
-        values |= dict(logit_bias=pick(biases)) if rng.random() < .3 else {}
-        values |= dict(seed=pick(seeds)) if rng.random() < .2 else {}
-        values |= dict(eos=pick(eoss)) if "min_new_tokens" in values and rng.random() < .9 else {}
+    histories = [
+        None,
+        [],
+        [[], []],
+        [[0, 1], [2, 2]],
+        [[0, 5], [1, 1]],
+        [[-1], [0]],
+        [0, 1],
+        [[0.5], [1.0]],
+        "ab",
+        torch.tensor([[1, 2, 1], [0, 0, 0]]),
+        torch.ones(2, 2),
+        torch.ones(2, 2, dtype=torch.bool),
+        3,
+    ]
+    biases = [
+        None,
+        {},
+        {1: 1.0},
+        {1: -INF},
+        {9: 1.0},
+        {1: INF},
+        {"a": 1},
+        [0.0, 1.0, 2.0],
+        [1.0] * 5,
+        [-INF] * 5,
+        3,
+        "x",
+        {1: float("nan")},
+        {i: -INF for i in range(5)},
+        torch.zeros(2, 5),
+        torch.zeros(3, 5),
+        {0: 3e38},
+    ]
+    seeds, eoss = (
+        [0, 1, 2**64 - 1, 2**64, -1, 0.5, None, [1, 2], "s", True],
+        [None, 0, 4, 5, -1, [1], [], "e", [0, 1, 2, 3, 4]],
+    )
+    names = [
+        "repetition_penalty",
+        "frequency_penalty",
+        "presence_penalty",
+        "no_repeat_ngram",
+        "min_new_tokens",
+    ]
+
+    def pick(options):
+        return options[rng.integers(len(options))]
+
+    for _i in range(20_000 if full else 1500):
+        values = {n: pick(NUMBERS) for n in names if rng.random() < 0.25}
+        values |= dict(logit_bias=pick(biases)) if rng.random() < 0.3 else {}
+        values |= dict(seed=pick(seeds)) if rng.random() < 0.2 else {}
+        values |= dict(eos=pick(eoss)) if "min_new_tokens" in values and rng.random() < 0.9 else {}
         z = torch.tensor(rng.normal(size=(2, 5)) * pick([1, 1, 1e38]), dtype=torch.float32)
-        z[:, 3] = pick([0., -INF, -INF, INF, float("nan")]) if rng.random() < .3 else 0.
-        ids = pick(histories) if rng.random() < .8 else None
+        z[:, 3] = pick([0.0, -INF, -INF, INF, float("nan")]) if rng.random() < 0.3 else 0.0
+        ids = pick(histories) if rng.random() < 0.8 else None
         before = z.clone()
-        try: q = Sampler(**values).distribution(z, ids)
+        try:
+            q = Sampler(**values).distribution(z, ids)
         except (ValueError, TypeError) as e:
             known = [*values, "ids", "logits", "logit_bias", "eos", "seed"]
             assert any(n in str(e) for n in known), f"{e!r} names no argument of {values}"
@@ -722,34 +1138,55 @@ def test_hostile_penalties(full):
     assert min(seen.values()) > sum(seen.values()) / 10
 
 
-@pytest.mark.parametrize("params,error,text", [
-    (dict(temperature=-1), ValueError, r"temperature: -1 is outside \[0, inf\)"),
-    (dict(temperature=float("nan")), ValueError, "temperature: nan"),
-    (dict(temperature=[1., -2.]), ValueError, "temperature, row 1: -2.0"),
-    (dict(top_k=-1), ValueError, "top_k: -1"), (dict(top_k=1.5), ValueError, "top_k: 1.5 is not an integer"),
-    (dict(top_k="5"), TypeError, "top_k: '5'"), (dict(top_p=0), ValueError, r"top_p: 0 is outside \(0, 1\]"),
-    (dict(top_p=torch.tensor([.5, 1.5])), ValueError, "top_p, row 1: 1.5"), (dict(min_p=2), ValueError, "min_p: 2"),
-    (dict(min_new_tokens=3), ValueError, "eos: None, but min_new_tokens=3 needs an end mark"),
-    (dict(eos=-1), ValueError, "eos: id -1"), (dict(seed=-1), ValueError, "seed: -1"), (dict(seed=.5), TypeError, "seed: 0.5"),
-    (dict(rows=["a"]), TypeError, "row"), (dict(logit_bias={0: INF}), ValueError, "logit_bias: id 0: inf"),
-    (dict(order=("temperature", "top_k", "top_p")), ValueError, "order: "), (dict(order="T"), ValueError, "order: 'T'"),
-    (dict(ties="some"), ValueError, "ties: 'some'"), (dict(boundary=1), ValueError, "boundary: 1"),
-    (dict(penalty_window=0), ValueError, r"penalty_window: 0 is outside \[1, inf\)"),
-    (dict(penalty_window=[3, 1.5]), ValueError, "penalty_window, row 1: 1.5 is not an integer"),
-    (dict(count_prompt="some"), ValueError, "count_prompt: 'some'"), (dict(count_prompt=True), ValueError, "count_prompt: True"),
-    (dict(joint="yes"), ValueError, "joint: 'yes'"), (dict(backend="gpu"), ValueError, "backend: 'gpu'"),
-])
+@pytest.mark.parametrize(
+    "params,error,text",
+    [
+        (dict(temperature=-1), ValueError, r"temperature: -1 is outside \[0, inf\)"),
+        (dict(temperature=float("nan")), ValueError, "temperature: nan"),
+        (dict(temperature=[1.0, -2.0]), ValueError, "temperature, row 1: -2.0"),
+        (dict(top_k=-1), ValueError, "top_k: -1"),
+        (dict(top_k=1.5), ValueError, "top_k: 1.5 is not an integer"),
+        (dict(top_k="5"), TypeError, "top_k: '5'"),
+        (dict(top_p=0), ValueError, r"top_p: 0 is outside \(0, 1\]"),
+        (dict(top_p=torch.tensor([0.5, 1.5])), ValueError, "top_p, row 1: 1.5"),
+        (dict(min_p=2), ValueError, "min_p: 2"),
+        (dict(min_new_tokens=3), ValueError, "eos: None, but min_new_tokens=3 needs an end mark"),
+        (dict(eos=-1), ValueError, "eos: id -1"),
+        (dict(seed=-1), ValueError, "seed: -1"),
+        (dict(seed=0.5), TypeError, "seed: 0.5"),
+        (dict(rows=["a"]), TypeError, "row"),
+        (dict(logit_bias={0: INF}), ValueError, "logit_bias: id 0: inf"),
+        (dict(order=("temperature", "top_k", "top_p")), ValueError, "order: "),
+        (dict(order="T"), ValueError, "order: 'T'"),
+        (dict(ties="some"), ValueError, "ties: 'some'"),
+        (dict(boundary=1), ValueError, "boundary: 1"),
+        (dict(penalty_window=0), ValueError, r"penalty_window: 0 is outside \[1, inf\)"),
+        (dict(penalty_window=[3, 1.5]), ValueError, "penalty_window, row 1: 1.5 is not an integer"),
+        (dict(count_prompt="some"), ValueError, "count_prompt: 'some'"),
+        (dict(count_prompt=True), ValueError, "count_prompt: True"),
+        (dict(joint="yes"), ValueError, "joint: 'yes'"),
+        (dict(backend="gpu"), ValueError, "backend: 'gpu'"),
+    ],
+)
 def test_refused_at_construction(params, error, text):
-    with pytest.raises(error, match=text): Sampler(**params)
+    with pytest.raises(error, match=text):
+        Sampler(**params)
 
 
 def test_refused_when_the_batch_is_known():
     world = six_words()
     with pytest.raises(ValueError, match=r"\(top_p\): shape \(2,\), expected \(\) or \(3,\)"):
-        Sampler(top_p=[.5, .6]).distribution(logits(3, 6))
+        Sampler(top_p=[0.5, 0.6]).distribution(logits(3, 6))
     for n in (2, 4):
-        for params in (dict(temperature=torch.ones(n)), dict(seed=list(range(n))), dict(rows=torch.arange(n)),
-                       dict(logit_bias=torch.zeros(n, 6)), dict(top_k=[None] * n), dict(penalty_window=[None] * n)):
+        for params in (
+            dict(temperature=torch.ones(n)),
+            dict(seed=list(range(n))),
+            dict(rows=torch.arange(n)),
+            dict(logit_bias=torch.zeros(n, 6)),
+            dict(top_k=[None] * n),
+            dict(penalty_window=[None] * n),
+        ):
             with pytest.raises(ValueError, match=rf"{next(iter(params))}: {n} values for 3 rows"):
                 generate(world, [""] * 3, Sampler(**params))
-    with pytest.raises(ValueError, match="logit_bias: id 6 is outside"): generate(world, "", Sampler(logit_bias={6: 1.}))
+    with pytest.raises(ValueError, match="logit_bias: id 6 is outside"):
+        generate(world, "", Sampler(logit_bias={6: 1.0}))
