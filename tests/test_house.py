@@ -28,9 +28,6 @@ LONG_CELLS = {
 LONG_FUNCTIONS = {"decoding_book/loop", "benchmarks/fused"}
 WIDE = {
     "benchmarks/fused.py",
-    "tests/test_cuda.py",
-    "tests/test_cuda_compile.py",
-    "tests/test_cuda_device.py",
     "tests/test_fused.py",
     "tests/test_noise.py",
     "tests/test_sampler.py",
