@@ -456,7 +456,8 @@ def plan(args):
 
 def code():
     "What the figures depend on: a hash of the kernels and of this script."
-    files = ROOT / "decoding_book/cuda.py", Path(__file__)
+    modules = [ROOT / "decoding_book" / name for name in ("kernels.py", "cuda.py")]
+    files = [*modules, Path(__file__)]
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 

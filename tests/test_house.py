@@ -22,9 +22,6 @@ LONG_CELLS = {"14_fused"}
 LONG_FUNCTIONS = {"benchmarks/fused"}
 WIDE = {
     "benchmarks/fused.py",
-    "tests/test_cuda.py",
-    "tests/test_cuda_compile.py",
-    "tests/test_cuda_device.py",
     "tests/test_fused.py",
     "tests/test_noise.py",
     "tests/test_sampler.py",
