@@ -99,7 +99,7 @@ def test_the_plain_form_in_every_row(kind, full, record):
 
 
 @needs_triton
-@pytest.mark.parametrize("V", [1000, 4096, 5003, 50_257])
+@pytest.mark.parametrize("V", [1000, 4096, 5003, 50_257, 262_144])
 def test_longer_rows(V, full, record):
     rng, rows = np.random.default_rng(V), 0
     kinds = reference.KINDS if full else reference.KINDS[V % 3 :: 3 if V < 10_000 else 5]
