@@ -45,8 +45,8 @@ PARTS = [
 # What takes longest, longest first: at the end no notebook runs alone for long.
 LONG = [
     "07_beam",
-    "16_kernels",
-    "17_cuda",
+    "17_kernels",
+    "18_cuda",
     "15_entropy",
     "04_smollm",
     "06_greedy",
