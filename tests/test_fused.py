@@ -286,8 +286,16 @@ def test_worst_rows():
 # ------------------------------------------------------------------ the parts
 
 
-def compiled_list(V, dtype=np.float32):
-    return np.empty(V, np.int64), np.empty(V, dtype), np.empty(V, np.int64)
+def as_row(z, T, G):
+    "What the loops know of a row: its logits, the scale, the best score, maxima, coins."
+    scale = fused.scale_of.py_func(z, z.max(), T)
+    best = z.dtype.type(fused.scaled(z.max(), scale))
+    return z, scale, best, fused.group_maxima(z, G), topp.coins(len(z))
+
+
+def scores_of(row):
+    "The scores of all tokens."
+    return np.array([fused.scaled(x, row[1]) for x in row[0]], row[0].dtype)
 
 
 def test_functions_of_one_number_bit_for_bit(full):
@@ -314,16 +322,15 @@ def test_functions_of_one_number_bit_for_bit(full):
 @pytest.mark.parametrize("V, G", [(8, 4), (1000, 1000), (5003, 1024), (50_257, 1024)])
 def test_groups_and_candidates(V, G):
     "All tokens whose score reaches the floor, by rising id; the wanted best are among them."
-    rng, listed = np.random.default_rng(V), compiled_list(V)
+    rng, listed = np.random.default_rng(V), fused.room_for_list(V, np.dtype(np.float32))
     for kind in ("peaked", "steps", "neighbours", "block"):
         z = np.ascontiguousarray(special(rng, kind, 1, V)[0], np.float32)
         z[rng.random(V) < 0.1] = -INF
-        maxima = fused.group_maxima(z, G)
+        row = as_row(z, 0.7, G)
+        s, maxima = scores_of(row), row[3]
         assert all(maxima[g] == z[g::G].max() for g in range(G))
-        scale = fused.scale_of.py_func(z, z.max(), 0.7)
-        s = np.array([fused.scaled(x, scale) for x in z], np.float32)
         for wanted in (1, 2, 50, G - 1, G, V):
-            n, least = fused.candidates(z, scale, maxima, wanted, listed)
+            n, least = fused.candidates(row, wanted, listed)
             ids = np.flatnonzero((s >= least) & (s > -INF))
             assert np.array_equal(listed[0][:n], ids) and np.array_equal(listed[1][:n], s[ids])
             assert n >= min(wanted, (s > -INF).sum())
@@ -373,17 +380,16 @@ def test_masses(dtype):
             if kind == "two":  # whose roundings all point one way
                 z = np.where(z == z.max(), 0.0, -24.0)
             z = np.ascontiguousarray(z[0], dtype)
-            scale = fused.scale_of.py_func(z, z.max(), 0.8)
-            s, G = np.array([fused.scaled(x, scale) for x in z], dtype), min(V, 1024)
-            best, unit = s.max(), topp.coins(V)
+            row = as_row(z, 0.8, min(V, 1024))
+            s, unit = scores_of(row), row[4]
             weights = topp.whole_weights(torch.tensor(s)).sum().item()
-            count, total = fused.mass(z, scale, best, -INF, unit, G)
+            count, total = fused.mass(row, -INF, unit)
             assert total == weights and count == np.isfinite(z).sum()
-            far = abs(fused.rough_mass(z, scale, best, G) * unit - total)
+            far = abs(fused.rough_mass(row) * unit - total)
             assert far <= 0.5e-4 * total + V / 2
             worst = max(worst, (far - V / 2) / total)
-            count, _ = fused.mass(z, scale, best, -3.0, unit, G)
-            assert count == ((s - best).astype(float) >= -3).sum()
+            count, _ = fused.mass(row, -3.0, unit)
+            assert count == ((s - s.max()).astype(float) >= -3).sum()
     assert worst < 0.5e-4
 
 
