@@ -564,6 +564,7 @@ def draw_fused(
 draw_fused.checks_rows = True              # so `draw` need not do it as well
 draw_fused.missing = MISSING               # and `find_backend` can say so
 
+# %% ../nbs/14_fused.ipynb #ffea9cd9
 def fused_sample(
     logits,         # (B, V), any float type, on the CPU
     temperature=1., # this and what follows: a number, or (B,), one a row; 0: greedy
