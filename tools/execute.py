@@ -187,6 +187,20 @@ def export(
     )
 
 
+def compile_draw(
+    project,  # A folder with the package
+):
+    "Compile the fast draw once, before several kernels would each begin to."
+    code = (
+        "import torch\nfrom decoding_book.fused import fused_sample\n"
+        "for dtype in torch.float32, torch.float64: fused_sample(torch.zeros(1, 2, dtype=dtype))"
+    )
+    env = dict(os.environ, PYTHONPATH=str(project), PYTHONDONTWRITEBYTECODE="")
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, env=env, capture_output=True)
+    if done.returncode:
+        print(done.stderr.decode(), file=sys.stderr)
+
+
 def kernel_environment(
     project,  # The folder whose package the kernels import
     threads,  # Threads for each kernel
@@ -309,6 +323,7 @@ def main():
     if args.copy:
         project = copy_project(args.copy)
         export(project)
+    compile_draw(project)
     nbs = project / "nbs"
     paths = [nbs / Path(n).name for n in args.names] or sorted(nbs.glob("*.ipynb"))
     missing = [p.name for p in paths if not p.is_file()]
