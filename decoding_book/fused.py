@@ -7,9 +7,11 @@ __all__ = ['draw_fused', 'fused_sample']
 
 # %% ../nbs/14_fused.ipynb #e46c3126
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from math import frexp
-from threading import Thread, Timer, local
+from os import getpid
+from threading import Timer, local
 from types import SimpleNamespace
 
 import numpy as np
@@ -86,7 +88,8 @@ def scale_of(
 ):        # shift, T, least float
     "What `scaled` needs to know of a row."
     kind = z.dtype.type
-    return top if np.isinf(top / kind(T)) else kind(0), kind(T), np.finfo(z.dtype).min
+    shift = top if np.isinf(top / kind(T)) else kind(0)
+    return shift, kind(T), np.finfo(z.dtype).min
 
 # %% ../nbs/14_fused.ipynb #1a477f24
 @compiled
@@ -434,8 +437,8 @@ def draw_rows(
     for i in range(len(z)):
         ids[i], kept[i], logprob[i] = draw_row(z[i], wishes[i], words[i], unit, details, listed)
 
-# %% ../nbs/14_fused.ipynb #6dbee71f
-THREADS_PAY = 2**21                                      # numbers of a batch
+# %% ../nbs/14_fused.ipynb #6a6ff663
+THREADS_PAY = 2**20                                      # numbers of a batch
 _own = local()
 
 def room_for_list(
@@ -447,6 +450,14 @@ def room_for_list(
         _own.size = V, kind
         _own.arrays = np.empty(V, np.int64), np.empty(V, kind), np.empty(V, np.int64)
     return _own.arrays
+
+@lru_cache(1)
+def helpers(
+    process,  # a forked one inherits no threads, so it makes its own
+    n,        # how many
+):            # where work can be handed to
+    "Threads that wait."
+    return ThreadPoolExecutor(n)
 
 def run_rows(
     arrays,  # the first six of `draw_rows`, a line a row
@@ -460,10 +471,9 @@ def run_rows(
     def part(i):
         some = slice(B * i // threads, B * (i + 1) // threads)
         draw_rows(*(x[some] for x in arrays), *rest, room_for_list(V, kind))
-    helpers = [Thread(target=part, args=(i,)) for i in range(1, threads)]
-    for helper in helpers: helper.start()
+    others = [helpers(getpid(), threads - 1).submit(part, i) for i in range(1, threads)]
     part(0)
-    for helper in helpers: helper.join()
+    for other in others: other.result()
 
 # %% ../nbs/14_fused.ipynb #b64c704b
 _ready = set()                                           # float types
