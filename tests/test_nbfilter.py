@@ -349,7 +349,8 @@ def test_the_cell_for_colab_installs_what_the_chapters_import():
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     asked = [word for line in cell.splitlines() for word in shlex.split(line) if "==" in word]
     assert len(asked) >= 4 and set(asked) <= set(pins)
-    wanted = " ".join([cell, cfg["requirements"], cfg["model_requirements"]])
+    extras = cfg["model_requirements"], cfg["fast_requirements"]
+    wanted = " ".join([cell, cfg["requirements"], *extras])
     # Colab's own
     present = {*re.findall(r"[A-Za-z][\w-]*", wanted), "IPython", "nbformat", "decoding_book"}
     assert {n for n in imports_of_chapters() if n not in sys.stdlib_module_names} <= present

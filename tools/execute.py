@@ -308,6 +308,18 @@ async def run_all(
     return [p for p, s in zip(paths, seconds) if s is None]
 
 
+def asked_for(
+    nbs,  # The folder of the notebooks
+    names,  # Some of them; none: all
+):
+    "Their paths."
+    paths = [nbs / Path(n).name for n in names] or sorted(nbs.glob("*.ipynb"))
+    missing = [p.name for p in paths if not p.is_file()]
+    if missing or not paths:
+        sys.exit(f"no such notebook in {nbs}: {', '.join(missing) or '*.ipynb'}")
+    return paths
+
+
 def main():
     "Read the command line, run, report."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -324,11 +336,7 @@ def main():
         project = copy_project(args.copy)
         export(project)
     compile_draw(project)
-    nbs = project / "nbs"
-    paths = [nbs / Path(n).name for n in args.names] or sorted(nbs.glob("*.ipynb"))
-    missing = [p.name for p in paths if not p.is_file()]
-    if missing or not paths:
-        sys.exit(f"no such notebook in {nbs}: {', '.join(missing) or '*.ipynb'}")
+    paths = asked_for(project / "nbs", args.names)
     print(f"Running {len(paths)} notebooks, {args.jobs} at a time", flush=True)
     start = time.perf_counter()
     try:

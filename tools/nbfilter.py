@@ -336,7 +336,8 @@ def install_cell(
     wheels = re.search(r"^FILES := (.+)$", make, re.M)[1]
     return (
         f"!git clone -q --depth 1 {cfg['git_url']}\n%cd {cfg['repo']}/nbs\n"
-        f'%pip install -q "..[model]" {" ".join(beside)} triton\n%pip install -q --no-deps {wheels}'
+        f'%pip install -q "..[model,fast]" {" ".join(beside)} triton\n'
+        f"%pip install -q --no-deps {wheels}"
     )
 
 
