@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks.common import HERE, load, machine, write
 
 VOCABULARIES, BATCHES = (32_000, 50_257, 128_256, 151_936, 262_144), (1, 8, 64)
-KINDS = ("peaked", "flat", "tied")  # and the rows of a real model
+KINDS = ("peaked", "flat", "tied", "real")
 FILTERS = {
     "top-k": dict(top_k=50),
     "top-p": dict(top_p=0.9),
@@ -266,14 +266,16 @@ def decode_share(tokens=48):
     return out
 
 
-def cells_of(B, quick):
+def cells_of(B, quick, vocabularies, kinds):
     "All cells of one batch size."
     turns, calls = {1: (4, 20), 8: (6, 4)}.get(B, (1, 2)) if not quick else (1, 3)
     rows = []
-    for V, kind in product(VOCABULARIES[3:4] if quick else VOCABULARIES, KINDS):
+    for V, kind in product(VOCABULARIES[3:4] if quick else vocabularies, kinds):
+        if kind == "real":
+            continue
         sets = [make_rows(kind, B, V, seed) for seed in range(8 if B == 1 else 2)]
         rows += [cell(kind, V, B, name, sets, turns, calls) for name in FILTERS]
-    if B < 64:
+    if B < 64 and "real" in kinds:
         real = real_rows()
         sets = [real[i : i + B] for i in range(0, len(real) - B + 1, B)]
         rows += [cell("real", real.shape[1], B, name, sets, turns, calls) for name in FILTERS]
@@ -297,6 +299,8 @@ def main():
     parser.add_argument("--quick", action="store_true", help="a short look, nothing recorded")
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--batches", type=int, nargs="*", default=BATCHES)
+    parser.add_argument("--vocabularies", type=int, nargs="*", default=VOCABULARIES)
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS)
     parser.add_argument("--llama", action="store_true", help="only llama.cpp's samplers")
     parser.add_argument("--share", action="store_true", help="only the share of a decode step")
     parser.add_argument("--out", type=Path, default=HERE / "fused.json")
@@ -309,7 +313,8 @@ def main():
         torch.set_num_threads(threads)
         found = {}
         if not args.share:
-            found["cells"] = [row for B in args.batches for row in cells_of(B, args.quick)]
+            sizes = args.quick, args.vocabularies, args.kinds
+            found["cells"] = [row for B in args.batches for row in cells_of(B, *sizes)]
         if args.share or args.threads == [1, 2]:
             found["decode"] = decode_share(12 if args.quick else 48)
         if not args.quick:
