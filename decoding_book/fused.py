@@ -438,7 +438,6 @@ def draw_rows(
         ids[i], kept[i], logprob[i] = draw_row(z[i], wishes[i], words[i], unit, details, listed)
 
 # %% ../nbs/14_fused.ipynb #6a6ff663
-THREADS_PAY = 2**20                                      # numbers of a batch
 _own = local()
 
 def room_for_list(
@@ -458,6 +457,9 @@ def helpers(
 ):            # where work can be handed to
     "Threads that wait."
     return ThreadPoolExecutor(n)
+
+# %% ../nbs/14_fused.ipynb #6a6ff664
+THREADS_PAY = 2**20                                      # numbers of a batch
 
 def run_rows(
     arrays,  # the first six of `draw_rows`, a line a row

@@ -14,32 +14,6 @@ from tree import MODULES, NOTEBOOKS, ROOT, cells, tracked
 LONGEST_CELL, LONGEST_FUNCTION, WIDEST = 30, 25, 100
 REASON = "# long: "  # on the line of a longer function's `def`, or the one before
 
-# ---- EXCEPTIONS: what is being mended. A place that is in order again passes whether it is named
-# here or not; take it out then. When all are empty, `unless_named` goes.
-PRIVATE = {"fused"}
-TWICE = set()
-LONG_CELLS = {"14_fused"}
-LONG_FUNCTIONS = {"benchmarks/fused"}
-WIDE = {
-    "benchmarks/fused.py",
-    "tests/test_fused.py",
-    "tests/test_noise.py",
-    "tests/test_sampler.py",
-    "tests/test_topp.py",
-    "nbs/13_sampler.ipynb",
-    "nbs/A_checks.ipynb",
-}
-
-
-def unless_named(place, exceptions, found):
-    "Fails where something was found; only marks it where the place is an exception of today."
-    if found and place in exceptions:
-        pytest.xfail(f"{place} is being mended: {found}")
-    assert not found
-
-
-# ---- to here
-
 
 def parse(path):
     return ast.parse(path.read_text(encoding="utf-8"))
@@ -66,12 +40,12 @@ def own_imports(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
 def test_no_private_name_crosses_a_wall(path):
     found = [f"{m}.{n}" for m, n in own_imports(path) if n.startswith("_")]
-    unless_named(path.stem, PRIVATE, found)
+    assert found == []
 
 
 def test_no_name_is_exported_twice():
     homes = Counter(name for path in MODULES for name in exported(path))
-    assert {name for name, n in homes.items() if n > 1} - TWICE == set()
+    assert {name for name, n in homes.items() if n > 1} == set()
 
 
 def code_lines(source):
@@ -82,7 +56,7 @@ def code_lines(source):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_no_cell_is_long(path):
     long = {n: len(code_lines(s)) for n, s in cells(path) if len(code_lines(s)) > LONGEST_CELL}
-    unless_named(path.stem, LONG_CELLS, long)
+    assert long == {}
 
 
 def functions(path):
@@ -110,7 +84,7 @@ def test_a_long_function_says_why(path):
         for name, size, around in functions(path)
         if size > LONGEST_FUNCTION and REASON not in around
     }
-    unless_named(f"{path.parent.name}/{path.stem}", LONG_FUNCTIONS, long)
+    assert long == {}
 
 
 def code(path):
@@ -133,7 +107,7 @@ def test_lines_are_at_most_100_columns_wide(path):
         for line in source.splitlines()
         if len(line) > WIDEST
     ]
-    unless_named(str(path.relative_to(ROOT)), WIDE, wide)
+    assert wide == []
 
 
 @pytest.mark.parametrize("command", [["check", "--quiet"], ["format", "--check", "--quiet"]])
