@@ -83,9 +83,6 @@ def hash_bits(
     a, b = key_state(words)
     return mix(mix(token ^ a) ^ b)
 
-# %% ../nbs/08_noise.ipynb #853a02c8
-_mix, _stir, _MULTIPLIERS = mix, key_state, MULTIPLIERS      # until all chapters know the new names
-
 # %% ../nbs/08_noise.ipynb #07e9e465
 def check_key(key):
     "Refuse what is no `Key`."
