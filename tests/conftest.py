@@ -156,7 +156,7 @@ def model():
 @pytest.fixture(scope="session")
 def batch(model):
     "64 greedy tokens of ten prompts of unequal length, decoded by SmolLM2 as one batch."
-    from texts import PROMPTS
+    from helpers.texts import PROMPTS
 
     from decoding_book.loop import generate
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from worlds import CASES, Cached, Counted, Deep, case, markov, padded
+from helpers.worlds import CASES, Cached, Counted, Deep, case, markov, padded
 
 from decoding_book.beam import beam_search, row_best
 from decoding_book.exhaustive import (

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 import torch
-from interpreter import speed_up
+from helpers import numpy_draw as reference
+from helpers.triton_interpreter import speed_up
 from test_draw import recorded, tensor
 
 from decoding_book.loop import generate

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pretend_gpu import OnGPU, PretendGPU, Waits, bare
+from helpers.pretend_gpu import OnGPU, PretendGPU, Waits, bare
 from test_cuda import GPU, HAVE  # the kernels are interpreted, and fast, from here on
 
 import decoding_book.cuda as C

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import pytest
 import torch
-from pretend_mps import NAME, OnMPS, PretendMPS
+from helpers.pretend_mps import NAME, OnMPS, PretendMPS
 
 from decoding_book.beam import beam_search
 from decoding_book.checks import check_logits, float64_home, in_float64, per_row

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 import torch
-from reference import KINDS, LONG, SIZES, TYPES
+from helpers import numpy_draw as reference
+from helpers.numpy_draw import KINDS, LONG, SIZES, TYPES
 
 from decoding_book.noise import Key, exact_log, gumbel_of
 from decoding_book.sampler import Sampler, draw

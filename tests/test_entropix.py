@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import laws
 import numpy as np
 import pytest
 import torch
+from helpers import laws
+from helpers.pretend_gpu import OnGPU, PretendGPU, Waits, bare
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pretend_gpu import OnGPU, PretendGPU, Waits, bare
 
 from decoding_book import entropix as module
 from decoding_book.entropix import (
@@ -36,7 +36,7 @@ from decoding_book.toy import six_words
 from decoding_book.transformer import GPT, GPTConfig
 
 INF, NAN = float("inf"), float("nan")
-DATA = np.load(Path(__file__).parent / "oracle/open.npz", allow_pickle=False)
+DATA = np.load(Path(__file__).parent / "oracle/cases.npz", allow_pickle=False)
 FIELDS = [str(n) for n in DATA["dec_config_fields"]]
 USUAL = EntropixConfig().typical
 

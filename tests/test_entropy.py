@@ -26,7 +26,7 @@ from decoding_book.toy import six_words
 from decoding_book.transformer import GPT, GPTConfig
 
 INF, NAN = float("inf"), float("nan")
-DATA = np.load(Path(__file__).parent / "oracle/open.npz", allow_pickle=False)
+DATA = np.load(Path(__file__).parent / "oracle/cases.npz", allow_pickle=False)
 
 
 def case(name):

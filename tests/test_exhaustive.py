@@ -4,8 +4,8 @@ import math
 from functools import partial
 
 import pytest
+from helpers.worlds import CASES, Cached, Deep, case, padded
 from tqdm import tqdm
-from worlds import CASES, Cached, Deep, case, padded
 
 from decoding_book.exhaustive import (
     best_first_search,

@@ -12,8 +12,8 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
-from laws import chi_square
-from reference import FLOATS, KINDS, SIZES, TYPES, a_case
+from helpers.laws import chi_square
+from helpers.numpy_draw import FLOATS, KINDS, SIZES, TYPES, a_case
 
 from decoding_book import fused, noise, topp
 from decoding_book.fused import draw_fused, fused_sample
@@ -24,7 +24,7 @@ from decoding_book.toy import six_words
 
 INF = float("inf")
 ROOT = Path(__file__).resolve().parent.parent
-OPEN = np.load(ROOT / "tests/oracle/open.npz", allow_pickle=False)
+OPEN = np.load(ROOT / "tests/oracle/cases.npz", allow_pickle=False)
 DRAWS = np.load(ROOT / "tests/oracle/draw.npz", allow_pickle=False)
 OFF = dict(temperature=1.0, top_k=None, top_p=1.0, min_p=0.0)
 

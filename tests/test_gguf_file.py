@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from gguf_files import packed, write
+from helpers.gguf_files import packed, write
 
 import decoding_book.gguf_file as gguf_file
 import decoding_book.smollm as smollm

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from worlds import CASES, case, markov, padded
+from helpers.worlds import CASES, case, markov, padded
 
 from decoding_book.greedy import greedy_search, repeated_ngrams
 from decoding_book.toy import six_words

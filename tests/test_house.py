@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tree import MODULES, NOTEBOOKS, ROOT, cells, tracked
+from helpers.project_files import MODULES, NOTEBOOKS, ROOT, cells, tracked
 
 LONGEST_CELL, LONGEST_FUNCTION, WIDEST = 30, 25, 100
 REASON = "# long: "  # on the line of a longer function's `def`, or the one before

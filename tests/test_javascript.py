@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reference import FLOATS, KINDS, LONG, SIZES, TYPES, a_case
+from helpers.numpy_draw import FLOATS, KINDS, LONG, SIZES, TYPES, a_case
 
 from decoding_book.noise import Key
 from decoding_book.sampler import ORDER, Sampler, draw

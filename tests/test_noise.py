@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 import torch
+from helpers import numpy_draw as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -33,7 +33,7 @@ INF, NAN = float("inf"), float("nan")
 
 @pytest.fixture(scope="module")
 def oracle():
-    return np.load(Path(__file__).parent / "oracle/open.npz")
+    return np.load(Path(__file__).parent / "oracle/cases.npz")
 
 
 # ---- inverse CDF

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from gguf_files import packed, write
+from helpers.gguf_files import packed, write
 
 import decoding_book.gguf_file as gguf_file
 from decoding_book.gguf_file import TYPES, dequantise, read_gguf

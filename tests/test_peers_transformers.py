@@ -2,8 +2,8 @@
 
 import numpy as np
 import torch
-from rows import history, kept, rows, tied
-from texts import AWKWARD, CONTROLS, PROMPTS, TOLERANCE, forced, ids_of
+from helpers.rows import history, kept, rows, tied
+from helpers.texts import AWKWARD, CONTROLS, PROMPTS, TOLERANCE, forced, ids_of
 
 from decoding_book.loop import left_pad
 from decoding_book.penalties import (

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rows import history
+from helpers.rows import history
 
 from decoding_book.penalties import (
     bias_vector,
@@ -26,7 +26,7 @@ INF, NAN = float("inf"), float("nan")
 
 @pytest.mark.parametrize("dtype,atol", [(torch.float64, 1e-9), (torch.float32, 2e-5)])
 def test_oracle(dtype, atol):
-    d = np.load(Path(__file__).parent / "oracle/open.npz", allow_pickle=False)
+    d = np.load(Path(__file__).parent / "oracle/cases.npz", allow_pickle=False)
     for z, seen, theta, out in zip(d["rep_logits"], d["rep_seen"], d["rep_theta"], d["rep_out"]):
         mine = repetition_penalty(torch.tensor(z).to(dtype), seen.nonzero()[0], float(theta))
         np.testing.assert_allclose(mine, out, atol=atol, rtol=0)

@@ -17,8 +17,8 @@ import nbformat
 import pytest
 import yaml
 from execute import export
+from helpers.project_files import cells, tracked
 from nbdev_commands import REFUSED, install
-from tree import cells, tracked
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))

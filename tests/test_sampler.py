@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.laws import chi_square
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from laws import chi_square
 
 from decoding_book.loop import Context, Prediction, generate, greedy
 from decoding_book.noise import Key, inverse_cdf
@@ -27,7 +27,7 @@ from decoding_book.sampler import (
 from decoding_book.toy import TableModel, sequence_law, six_words
 
 INF = float("inf")
-DATA = np.load(Path(__file__).parent / "oracle/open.npz", allow_pickle=False)
+DATA = np.load(Path(__file__).parent / "oracle/cases.npz", allow_pickle=False)
 
 
 # ---------------------------------------------------------------- oracle

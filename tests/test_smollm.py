@@ -10,7 +10,7 @@ from importlib import metadata
 
 import pytest
 import torch
-from texts import AWKWARD, CONTROLS, PROMPTS, TOLERANCE, forced, ids_of
+from helpers.texts import AWKWARD, CONTROLS, PROMPTS, TOLERANCE, forced, ids_of
 
 import decoding_book.smollm as smollm
 from decoding_book.loop import generate, left_pad, score

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from rows import exact_softmax, kept, rows, tied
+from helpers.rows import exact_softmax, kept, rows, tied
 
 from decoding_book.temperature import temperature
 from decoding_book.topk import top_k

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.rows import exact_softmax, kept, rows, tied
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows import exact_softmax, kept, rows, tied
 
 from decoding_book.noise import Key, chi_square, gumbel_max
 from decoding_book.temperature import temperature
@@ -16,7 +16,7 @@ from decoding_book.topk import top_k
 INF, NAN = float("inf"), float("nan")
 
 
-ORACLE = np.load(Path(__file__).parent / "oracle/open.npz")
+ORACLE = np.load(Path(__file__).parent / "oracle/cases.npz")
 
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

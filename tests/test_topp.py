@@ -4,8 +4,8 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-import reference
 import torch
+from helpers import numpy_draw as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +18,7 @@ INF = float("inf")
 def oracle():
     from pathlib import Path
 
-    return np.load(Path(__file__).parent / "oracle/open.npz", allow_pickle=False)
+    return np.load(Path(__file__).parent / "oracle/cases.npz", allow_pickle=False)
 
 
 def cases(oracle, dtype):

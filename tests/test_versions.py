@@ -9,8 +9,8 @@ import sys
 import parso
 import pytest
 import yaml
+from helpers.project_files import NOTEBOOKS, ROOT, cells
 from nbfilter import settings
-from tree import NOTEBOOKS, ROOT, cells
 
 LEAST = settings(ROOT)["min_python"]
 FILES = sorted(

@@ -26,6 +26,9 @@ except ImportError:  # before Python 3.11
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = (
+    900  # seconds; a break that makes its tests hang is noticed, as by a person at a terminal
+)
 COPIES = ROOT / "build" / f"mutate-{os.getpid()}"  # two runs do not meet
 
 
@@ -49,7 +52,12 @@ def run(
     path = os.pathsep.join(filter(None, [str(copy()), os.environ.get("PYTHONPATH", "")]))
     env = dict(os.environ, PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1")
     return subprocess.run(
-        [sys.executable, *args], cwd=copy(), env=env, capture_output=True, text=True
+        [sys.executable, *args],
+        cwd=copy(),
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
 
 
@@ -108,7 +116,11 @@ def attempt(
     start = time.perf_counter()
     fresh_copy()
     broken(row)
-    return run_tests(row["tests"]), time.perf_counter() - start
+    try:
+        survived = run_tests(row["tests"])
+    except subprocess.TimeoutExpired:
+        survived = False
+    return survived, time.perf_counter() - start
 
 
 def find_survivors(

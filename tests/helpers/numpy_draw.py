@@ -6,6 +6,7 @@ filters are lists of ids.
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -280,4 +281,4 @@ def record(path):
 
 
 if __name__ == "__main__":
-    record(__file__.replace("reference.py", "oracle/draw.npz"))
+    record(Path(__file__).parents[1] / "oracle/draw.npz")

@@ -9,7 +9,7 @@ import torch
 from decoding_book.loop import Prediction
 from decoding_book.toy import TableModel
 
-DATA = np.load(Path(__file__).parent / "oracle" / "open.npz", allow_pickle=False)
+DATA = np.load(Path(__file__).parents[1] / "oracle/cases.npz", allow_pickle=False)
 
 
 CASES = sorted({k[:7] for k in DATA.files if k.startswith("sea_")})

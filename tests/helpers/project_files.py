@@ -4,10 +4,20 @@ import json
 import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted((ROOT / "decoding_book").glob("[a-z]*.py"))
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-FOLDERS = ["", "nbs", "tests", "tests/breaks", "tools", "benchmarks", "decoding_book", ".ci"]
+FOLDERS = [
+    "",
+    "nbs",
+    "tests",
+    "tests/breaks",
+    "tests/helpers",
+    "tools",
+    "benchmarks",
+    "decoding_book",
+    ".ci",
+]
 
 
 def cells(path, kind="code"):
