@@ -1,0 +1,75 @@
+"""Two depths: a chapter's idea is short and stands before the mark; what is shipped comes after it."""
+
+import json
+import re
+
+import pytest
+from helpers.project_files import NOTEBOOKS
+
+MARK = "## As it is shipped"
+MOST_WORDS, MOST_LINES, LONGEST_PLAIN = 1300, 60, 15
+SET_APART = re.compile(r"```.*?```|^:::.*$|<svg.*?</svg>|<!--.*?-->", re.S | re.M)
+
+
+def read(path):
+    "(kind, source) of a notebook's cells."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [(c["cell_type"], "".join(c["source"])) for c in cells]
+
+
+def is_marked(kind, source):
+    return kind == "markdown" and re.search(rf"^{MARK}$", source, re.M)
+
+
+def first_depth(path):
+    "The cells before the mark, or None where a notebook has no mark."
+    found = read(path)
+    places = [i for i, cell in enumerate(found) if is_marked(*cell)]
+    assert len(places) < 2, "the mark stands once"
+    return found[: places[0]] if places else None
+
+
+def words(found):
+    "Words of prose; fences, drawings and the marks of callouts apart."
+    return sum(len(SET_APART.sub(" ", s).split()) for kind, s in found if kind == "markdown")
+
+
+def shown(source):
+    "A cell's lines of code, if readers see it unfolded."
+    lines = [x for x in source.splitlines() if x.strip() and not x.startswith("#|")]
+    folded = re.search(r"^#\|\s*hide\b", source, re.M) or all(
+        re.match(r"\s*(from|import|#|[\w, ]+\)$)", x) for x in lines
+    )
+    return [] if folded else lines
+
+
+MARKED = [p for p in NOTEBOOKS if first_depth(p) is not None]
+
+
+@pytest.mark.parametrize("path", MARKED, ids=lambda p: p.stem)
+def test_the_idea_is_short(path):
+    idea = first_depth(path)
+    lines = sum(len(shown(s)) for kind, s in idea if kind == "code")
+    assert (words(idea) <= MOST_WORDS, lines <= MOST_LINES) == (True, True), (words(idea), lines)
+
+
+@pytest.mark.parametrize("path", MARKED, ids=lambda p: p.stem)
+def test_the_idea_is_whole(path):
+    "Problem, a summary and something to try stand before the mark; only references after it."
+    heads = re.findall(
+        r"^## (.+)$", "\n".join(s for k, s in first_depth(path) if k != "code"), re.M
+    )
+    assert {"The problem", "In short", "Exercises"} <= set(heads)
+    prose = "\n".join(s for k, s in read(path) if k == "markdown")
+    after = re.findall(r"^## (.+)$", prose.split(MARK + "\n", 1)[1], re.M)
+    assert set(after) <= {"References", "Solution"}
+
+
+@pytest.mark.parametrize("path", MARKED, ids=lambda p: p.stem)
+def test_plain_forms_are_short(path):
+    "No function before the mark is longer than a page of a notebook shows at a glance."
+    for kind, source in first_depth(path):
+        if kind == "code":
+            for text in re.split(r"(?m)^(?=def )", source):
+                body = [x for x in text.splitlines()[1:] if x.startswith((" ", ")"))]
+                assert not text.startswith("def ") or len(body) <= LONGEST_PLAIN, text
