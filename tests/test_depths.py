@@ -1,4 +1,4 @@
-"""Two depths: a chapter's idea is short and stands before the mark; what is shipped comes after it."""
+"Two depths: a chapter's idea is short and stands before the mark; what is shipped comes after."
 
 import json
 import re
@@ -29,6 +29,17 @@ def first_depth(path):
     return found[: places[0]] if places else None
 
 
+def without_solutions(found):
+    "The cells that are not folded in a callout with a solution."
+    inside, out = False, []
+    for kind, source in found:
+        if kind == "markdown" and re.search(r"^:::", source, re.M):
+            inside = "## Solution" in source.rsplit(":::", 1)[1]
+        if kind == "markdown" or not inside:
+            out.append((kind, source))
+    return out
+
+
 def words(found):
     "Words of prose; fences, drawings and the marks of callouts apart."
     return sum(len(SET_APART.sub(" ", s).split()) for kind, s in found if kind == "markdown")
@@ -48,7 +59,7 @@ MARKED = [p for p in NOTEBOOKS if first_depth(p) is not None]
 
 @pytest.mark.parametrize("path", MARKED, ids=lambda p: p.stem)
 def test_the_idea_is_short(path):
-    idea = first_depth(path)
+    idea = without_solutions(first_depth(path))
     lines = sum(len(shown(s)) for kind, s in idea if kind == "code")
     assert (words(idea) <= MOST_WORDS, lines <= MOST_LINES) == (True, True), (words(idea), lines)
 
