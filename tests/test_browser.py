@@ -1,6 +1,7 @@
 """The site in a browser that can reach nothing else: math, figures, search, the dark, pop-ups, a
 phone's width."""
 
+import contextlib
 import functools
 import http.server
 import json
@@ -10,7 +11,11 @@ import shutil
 import threading
 from pathlib import Path
 
+import nbformat
 import pytest
+import yaml
+from build_site import build
+from helpers.project_files import ROOT
 
 BROWSER = next(
     filter(
@@ -29,14 +34,21 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def address(site):
+@contextlib.contextmanager
+def served(folder):
+    "The address of a server of a folder."
     server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(site))
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
     )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    with served(site) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +118,7 @@ LOOK = """({
 
 
 UNFOLD = """document.querySelectorAll('details').forEach(d => { d.open = true });
+  window.shipped?.show(true);
   document.querySelectorAll('.callout-collapse').forEach(c => { c.classList.add('show') })"""
 
 
@@ -314,6 +327,190 @@ def test_the_search_index_is_the_same_in_both_forms(site):
     data = json.loads((site / "search.json").read_text(encoding="utf-8"))
     script = (site / "search.json.js").read_text(encoding="utf-8")
     assert json.loads(script.removeprefix("window.searchIndex = ").rstrip(";\n")) == data
+
+
+# ---- below the mark, on a page of the tests' own
+
+LONG = "A line of prose.\n\n" * 60
+MARKED = f"""# A marked page
+
+> With an idea, and more.
+
+## The problem
+
+{LONG} [Deep inside](#a-guarantee).
+
+## As it is shipped
+
+For users.
+
+### A guarantee
+
+{LONG} The word xylophone.
+
+## References
+
+The end."""
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory):
+    "The folder of a built site whose one chapter has the mark."
+    project = tmp_path_factory.mktemp("marked")
+    config = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
+    names = ["index", "marked"]
+    config["website"]["sidebar"]["contents"] = [f"nbs/{name}.ipynb" for name in names]
+    for part in ("nbs", "tools"):
+        (project / part).mkdir()
+    (project / "_quarto.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    for part in ("settings.ini", "tools/book.css"):
+        shutil.copy(ROOT / part, project / part)
+    for name in names:
+        front = f"---\noutput-file: {name}.html\ntitle: {name}\n---"
+        cells = [nbformat.v4.new_raw_cell(front), nbformat.v4.new_markdown_cell(MARKED)]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), project / f"nbs/{name}.ipynb")
+    return build(project, project / "_site")
+
+
+@pytest.fixture(scope="module")
+def marked_address(marked):
+    with served(marked) as address:
+        yield f"{address}/marked.html"
+
+
+@pytest.fixture
+def chapter(browser, marked_address):
+    "A function that opens the marked page at a place; it notes how far things jumped meanwhile."
+    contexts = []
+
+    def opened(hash="", **options):
+        contexts.append(browser.new_context(viewport={"width": 1280, "height": 900}, **options))
+        page = contexts[-1].new_page()
+        page.add_init_script("""window.jumps = 0; new PerformanceObserver(list => {
+            for (const e of list.getEntries()) if (!e.hadRecentInput) window.jumps += e.value
+        }).observe({type: 'layout-shift', buffered: true})""")
+        page.goto(marked_address + hash)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+BUTTON = "#as-it-is-shipped > h2 > button"
+
+
+def is_open(page):
+    said = page.locator(BUTTON).get_attribute("aria-expanded")
+    height = page.evaluate("document.querySelector('.shipped').getBoundingClientRect().height")
+    assert said == ("true" if height > 500 else "false")
+    return height > 500
+
+
+def in_view(page, place):
+    page.wait_for_function(
+        f"(y => y >= 0 && y < 300)(document.querySelector('{place}').getBoundingClientRect().top)"
+    )
+
+
+def test_below_the_mark_is_folded_and_opens_by_keyboard(chapter):
+    page = chapter()
+    button = page.get_by_role("button", name="As it is shipped")
+    assert not is_open(page) and page.locator("#references").is_visible()
+    assert "A guarantee: about 1 minute." in page.locator(".shipped-note").inner_text()
+    for key in ("Enter", "Space", "Enter"):
+        was = is_open(page)
+        button.focus()
+        page.keyboard.press(key)
+        assert is_open(page) != was
+
+
+def test_nothing_jumps_while_a_folded_page_loads(chapter):
+    page = chapter()
+    page.wait_for_timeout(300)
+    assert page.evaluate("window.jumps") < 0.01
+    height = "document.documentElement.scrollHeight"
+    assert page.evaluate(height) < 0.8 * (page.locator(BUTTON).click() or page.evaluate(height))
+
+
+@pytest.mark.parametrize("place", ["#a-guarantee", "#as-it-is-shipped"])
+def test_a_link_to_a_place_below_the_mark_opens_it(chapter, place):
+    page = chapter(place)
+    in_view(page, place)
+    assert is_open(page)
+
+
+def test_links_of_the_page_and_its_contents_open_it(chapter):
+    page = chapter()
+    for link in ("main p a[href='#a-guarantee']", "#TOC a[href='#a-guarantee']"):
+        page.locator(link).click()
+        in_view(page, "#a-guarantee")
+        assert is_open(page)
+        page.locator(BUTTON).click()  # closed; the address stays, so no hashchange tells of it
+        assert not is_open(page)
+    page.evaluate("location.hash = 'references'")
+    page.wait_for_timeout(100)
+    assert not is_open(page)
+    page.evaluate("location.hash = 'a-guarantee'")
+    in_view(page, "#a-guarantee")
+    assert is_open(page)
+
+
+def test_a_hit_of_the_search_opens_it(chapter):
+    page = chapter()
+    visible(page, ".smalldocs-search input").first.fill("xylophone")
+    page.locator(".search-result[href*='marked.html#a-guarantee']").first.click()
+    in_view(page, "#a-guarantee")
+    assert is_open(page)
+
+
+def test_a_reload_finds_it_as_it_was_left(chapter):
+    page = chapter()
+    page.locator(BUTTON).click()
+    page.reload()
+    assert is_open(page)
+    page.locator(BUTTON).click()
+    page.reload()
+    assert not is_open(page)
+
+
+def test_the_browser_s_search_looks_inside_and_opens_it(chapter):
+    page = chapter()
+    body = page.locator(".shipped")
+    assert body.get_attribute("hidden") == "until-found"
+    assert body.evaluate("e => getComputedStyle(e).contentVisibility") == "hidden"
+    assert body.evaluate("e => getComputedStyle(e).display") == "block"
+    # A link to a piece of text goes the way of the browser's search
+    page = chapter("#:~:text=xylophone")
+    page.wait_for_timeout(300)
+    assert is_open(page)
+
+
+def test_a_browser_without_that_search_folds_all_the_same(browser, marked_address):
+    page = browser.new_page()
+    page.add_init_script("delete HTMLElement.prototype.onbeforematch")
+    page.goto(marked_address)
+    assert page.locator(".shipped").get_attribute("hidden") == "" and not is_open(page)
+    page.goto(marked_address + "#a-guarantee")
+    in_view(page, "#a-guarantee")
+    assert is_open(page)
+    page.close()
+
+
+def test_without_javascript_and_in_print_all_is_open(chapter):
+    page = chapter(java_script_enabled=False)
+    assert page.locator(BUTTON).count() == 0
+    assert page.locator("#a-guarantee").bounding_box()["height"] > 500
+    page = chapter()
+    page.emulate_media(media="print")
+    assert page.locator("#a-guarantee").bounding_box()["height"] > 500
+
+
+@pytest.mark.parametrize("place", ["", "#a-guarantee"])
+def test_a_file_folds_too(chapter, marked, place):
+    page = chapter()
+    page.goto((marked / "marked.html").as_uri() + place)
+    assert is_open(page) == bool(place)
 
 
 # It takes minutes for all pages. These have every kind of thing between them; the contrast of

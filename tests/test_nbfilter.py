@@ -22,6 +22,7 @@ from nbfilter import (
     lines,
     name_index,
     page_names,
+    reading_time,
     settings,
     split_directives,
     text,
@@ -408,3 +409,58 @@ def test_the_cell_for_colab_works_in_an_empty_folder(full, tmp_path):
         [python, "tools/execute.py", "--jobs", "2"], cwd=empty / "decoding-book", **run
     )
     assert done.returncode == 0, done.stderr
+
+
+# ---- how long a page takes, and its mark
+
+
+def notebook(*cells):
+    "A notebook of (kind, source)."
+    kinds = {"md": "markdown", "py": "code"}
+    return dict(
+        cells=[dict(cell_type=kinds[k], metadata={}, source=s, outputs=[]) for k, s in cells]
+    )
+
+
+IDEA = [("md", "# Title\n\n> under it"), ("py", "import re"), ("md", "word " * 997)]
+SOLUTION = [
+    ("md", "::: {.callout-tip collapse='true'}\n## Solution"),
+    ("py", "x = 0\n" * 500),
+    ("md", ":::"),
+]
+SHIPPED = [
+    ("md", "## As it is shipped\n\nFor users."),
+    ("md", "### What `top_k` refuses\n\n### Rows"),
+    ("py", "#| hide\n" + "x = 0\n" * 500),
+    ("py", "#| export\n" + "x = 0\n" * 48),
+    ("md", "## References\n\n" + "word " * 5000),
+]
+
+
+def test_a_page_says_how_long_it_takes():
+    assert reading_time(notebook(*IDEA)["cells"]) == (5, None)  # 1000 words
+    assert reading_time(notebook(*IDEA, *SOLUTION, *SHIPPED)["cells"]) == (5, 4)  # 48 lines
+    said = {
+        text(Page(ROOT, notebook(*cells), "10_topk.ipynb").filtered()["cells"][1]).split("\n")[1]
+        for cells in (IDEA, [*IDEA, *SOLUTION, *SHIPPED])
+    }
+    assert said == {
+        "About 5 minutes to read.",
+        "About 5 minutes to [As it is shipped](#as-it-is-shipped), 4 more for all.",
+    }
+
+
+def test_the_mark_says_what_follows():
+    nb = Page(ROOT, notebook(*IDEA, *SHIPPED), "10_topk.ipynb").filtered()
+    page = Document(joined(nb))
+    assert page.divs["shipped-note"] == 1 and (2, "as-it-is-shipped") in page.headings
+    note = joined(nb).split("::: {.shipped-note}\n")[1].split("\n:::")[0]
+    assert note == "What top_k refuses · Rows: about 4 minutes."
+    alone = Page(ROOT, notebook(*IDEA, SHIPPED[0]), "10_topk.ipynb").filtered()
+    assert "\nAbout 1 minute.\n:::\n" in joined(alone)
+
+
+def test_a_page_can_say_the_minutes_of_another():
+    nb = notebook(("md", '[Top-k](topk.html) <span data-minutes="topk"></span>'))
+    said = joined(Page(ROOT, nb, "index.ipynb").filtered())
+    assert re.search(r"\(topk\.html\) \d+ minutes$", said)

@@ -1,7 +1,7 @@
 """What the build changes in rendered pages, on small pieces of HTML of both renderers."""
 
 import pytest
-from pages import better_index, for_everyone, is_table, plain_math
+from pages import better_index, folded, for_everyone, is_table, plain_math
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,28 @@ def test_the_index_is_in_the_order_of_the_book_and_knows_what_a_section_defines(
     first, second = better_index(entries, pages)
     assert first["terms"] == "logits" and first["text"] == "logits x ≤1"
     assert second["text"] == r"\le" and second["terms"] == ""  # code, not mathematics
+
+
+# Pandoc's sections, as both renderers have them; Quarto's attributes come in another order.
+MARKED = [
+    '<section id="as-it-is-shipped" class="level2">\n<h2 class="anchored" data-anchor-id="x">As it '
+    'is shipped</h2>\n<div class="shipped-note">\n<p>4 minutes</p>\n</div>',
+    '<section class="level2" id="as-it-is-shipped">\n<h2>As it is shipped</h2>',
+]
+
+
+@pytest.mark.parametrize("start", MARKED)
+def test_what_stands_below_the_mark_is_a_part_that_folds(start):
+    below = '\n<p>below</p><section id="a"><h3>A</h3><section></section></section>\n'
+    after = '</section>\n<section id="references"><h2>References</h2></section>'
+    page = folded("<main><h2>first</h2>" + start + below + after)
+    before, part = page.split(start + '\n<div class="shipped" id="below-the-mark"><script>\n')
+    script, part = part.split("</script>", 1)
+    assert before == "<main><h2>first</h2>" and "until-found" in script
+    assert part == below + "</div>\n<script>shipped.look()</script>\n" + after
+    assert "</" not in script
+
+
+def test_a_page_without_the_mark_is_not_folded():
+    page = '<section id="in-short"><h2>In short</h2>As it is shipped</section>'
+    assert folded(page) == page

@@ -3,7 +3,7 @@
 Quarto runs this as a filter (a notebook on stdin, a notebook on stdout); tools/build_site.py
 imports it. It drops the cells marked `#| hide`, folds cells of imports, gives every exported name
 an anchor and a link to its source, links names in backticks and notebooks by their pages, makes the
-first heading the page's title, and adds how to run the chapter.
+first heading the page's title, and adds how to run the chapter and how long it takes to read.
 """
 
 import ast
@@ -23,6 +23,11 @@ DIRECTIVE = re.compile(r"^#\|\s*(\w+)\s*:?\s*(.*)$")
 OWN = {"default_exp", "export", "exporti", "exports", "hide", "hide_input"}
 BACKTICKS = re.compile(r"(?<![\[`])`([A-Za-z_][\w.]*)(\(\))?`(?![`\]])")
 SLUG = re.compile(r"[^\w\- ]")
+MARK = re.compile(r"^## As it is shipped *$", re.M)
+REFERENCES = re.compile(r"^## References *$", re.M)
+APART = re.compile(r"```.*?```|^:::.*$|<svg.*?</svg>|<!--.*?-->", re.S | re.M)
+MINUTES = re.compile(r'<span data-minutes="(\w+)"></span>')
+WORDS, CODE_LINES = 200, 12  # read in a minute
 FOLD = '#| code-fold: true\n#| code-summary: "Imports"\n'
 
 
@@ -148,6 +153,86 @@ def parsed(
         return ast.Module(body=[], type_ignores=[])
 
 
+def solutions_apart(
+    cells,  # of a notebook
+):
+    "The cells that are not folded in a callout with a solution."
+    inside = False
+    for cell in cells:
+        if cell["cell_type"] == "markdown" and re.search(r"^:::", text(cell), re.M):
+            inside = "## Solution" in text(cell).rsplit(":::", 1)[1]
+        if cell["cell_type"] == "markdown" or not inside:
+            yield cell
+
+
+def only_imports(
+    tree,  # Parsed code of a cell
+):
+    "Whether a cell does nothing but import, which the site folds."
+    body = [
+        n for n in tree.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))
+    ]
+    return bool(body) and all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body)
+
+
+def shown_lines(
+    source,  # A code cell
+):
+    "How many lines of its code stand open on the page."
+    directives, code = split_directives(source)
+    if "hide" in directives or only_imports(parsed(code)):
+        return 0
+    return sum(bool(x.strip()) and not x.startswith("#|") for x in code.split("\n"))
+
+
+def reading_time(
+    cells,  # of a notebook
+):
+    """Minutes to the mark and minutes below it (None where a notebook has no mark), by its words
+    and its lines of code. Folded solutions and references are not counted."""
+    spent, part = [0.0, 0.0], 0
+    for cell in solutions_apart(cells):
+        if cell["cell_type"] == "code":
+            spent[part] += shown_lines(text(cell)) / CODE_LINES
+        elif cell["cell_type"] == "markdown":
+            prose = REFERENCES.split(text(cell))
+            for n, piece in enumerate(MARK.split(prose[0])):
+                part = 1 if n else part
+                spent[part] += len(APART.sub(" ", piece).split()) / WORDS
+            if len(prose) > 1:
+                break
+    first, rest = (max(1, round(minutes)) for minutes in spent)
+    return first, rest if part else None
+
+
+@cache
+def reading_times(
+    project,  # Folder that holds nbs/
+):
+    "Page -> its minutes to the mark, and below it."
+    times = {}
+    for name, page in page_names(project).items():
+        nb = json.loads((Path(project) / "nbs" / name).read_text(encoding="utf-8"))
+        times[page] = reading_time(nb["cells"])
+    return times
+
+
+def many(
+    minutes,  # A whole number
+):
+    "`1 minute`, `9 minutes`."
+    return f"{minutes} minute{'s' * (minutes != 1)}"
+
+
+def joined(
+    names,  # Of sections
+    most=4,  # How many to name
+):
+    "The names in a row, as many as are read at a glance."
+    rest = len(names) - most
+    return " · ".join(names[:most]) + (f" · and {rest} more" if rest > 0 else "")
+
+
 class Page:
     "What the filter knows of one notebook while it works on it."
 
@@ -161,6 +246,7 @@ class Page:
         self.cfg, self.index = settings(project), name_index(project)
         self.pages = page_names(project)
         self.page = self.pages.get(name, Path(name).stem)
+        self.minutes = reading_time(nb["cells"])
         self.blob = f"{self.cfg['git_url']}/blob/{self.cfg['branch']}"
         self.module = next(
             (d["default_exp"] for d, _ in map(split_directives, self.code()) if "default_exp" in d),
@@ -246,12 +332,7 @@ class Page:
         if not code or "hide" in directives:
             return []
         tree = parsed(code)
-        body = [
-            n
-            for n in tree.body
-            if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))
-        ]
-        if body and all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body):
+        if only_imports(tree):
             code = FOLD + code
         elif any("image/png" in o.get("data", {}) for o in cell.get("outputs", [])):
             code = (
@@ -260,22 +341,50 @@ class Page:
         label = self.label(tree) if directives.keys() & {"export", "exporti", "exports"} else None
         return [c for c in (label, {**cell, "source": code}) if c]
 
+    def reading_line(self):
+        "How long the page takes to read, to its mark and on."
+        first, rest = self.minutes
+        whole = f"About {many(first)} to read"
+        if rest is not None:
+            whole = f"About {many(first)} to [As it is shipped](#as-it-is-shipped), {rest} more"
+            whole += " for all"
+        return f"{whole}."
+
+    def marked(self, source):
+        "Markdown with a line under the mark: what follows, and how long it takes."
+        prose = "\n".join(self.code("markdown"))
+        if not MARK.search(source):
+            return source
+        below = REFERENCES.split(MARK.split(prose)[1])[0]
+        names = [re.sub(r"[`*]", "", name) for name in re.findall(r"^### +(.+?) *$", below, re.M)]
+        said = f"{joined(names)}: about {many(self.minutes[1])}." if names else ""
+        said = said or f"About {many(self.minutes[1])}."
+        note = f"\n\n::: {{.shipped-note}}\n{said}\n:::\n"
+        return MARK.sub(lambda m: m[0] + note, source)
+
     def run_line(self):
-        "How to run this chapter, and where its source is."
+        "How long this chapter takes, how to run it, and where its source is."
         path, cfg = f"nbs/{self.name}", self.cfg
         source = f"[source]({self.blob}/{path})"
-        if self.name == "index.ipynb" or not any(self.code()):
+        if self.name == "index.ipynb":
             return markdown(f"::: {{.run-line}}\n{source}\n:::")
+        if not any(self.code()):
+            return markdown(f"::: {{.run-line}}\n{self.reading_line()} Its {source}.\n:::")
         colab = (
             f"https://colab.research.google.com/github/{cfg['user']}/{cfg['repo']}"
             f"/blob/{cfg['branch']}/{path}"
         )
         return markdown(
-            f"::: {{.run-line}}\n**Run this chapter**: `make lab`, then open `{path}`; or "
+            f"::: {{.run-line}}\n{self.reading_line()}\n\n"
+            f"**Run this chapter**: `make lab`, then open `{path}`; or "
             f"[open it in Colab]({colab}). Read its {source}.\n\n"
             f"```{{=html}}\n<details><summary>Colab needs this cell first</summary>"
             f"<pre><code>{escape(install_cell(cfg))}</code></pre></details>\n```\n:::"
         )
+
+    def minutes_of(self, match):
+        "Another page's minutes to its mark, where `<span data-minutes=...>` asks for them."
+        return many(reading_times(self.project)[match[1]][0])
 
     def head(self, cells):
         "The front matter with title and subtitle, how to run it, then the cells without these."
@@ -311,7 +420,8 @@ class Page:
                 out += new
             elif cell["cell_type"] == "markdown":
                 before = text(cell)
-                out.append({**cell, "source": self.linked(before)})
+                source = MINUTES.sub(self.minutes_of, self.linked(before))
+                out.append({**cell, "source": self.marked(source)})
             else:
                 out.append(cell)
         return {**self.nb, "cells": [finished(cell, n) for n, cell in enumerate(out)]}

@@ -4,12 +4,19 @@ phones, and the search."""
 import json
 import re
 from html import unescape
+from pathlib import Path
 
 HEADER = re.compile(r'<div class="callout-header(?=[^>]*data-bs-toggle)(?![^>]*\srole=)')
 OUTPUT = re.compile(r'(<div class="cell-output[^>]*>\s*<pre)(>.*?</pre>)', re.S)
 CONTENTS = re.compile(r'<nav id="TOC".*?(<ul.*?)</nav>', re.S)
 MATH = re.compile(r'<span class="math \w+">\\[(\[](.*?)\\[)\]]</span>', re.S)
 TAG = re.compile(r"<[^>]+>")
+MARK = re.compile(
+    r'<section\b(?=[^>]*\bid="as-it-is-shipped")[^>]*>\s*<h2\b.*?</h2>'
+    r'(?:\s*<div class="shipped-note">.*?</div>)?',
+    re.S,
+)
+FOLD = Path(__file__).with_name("fold.js")
 SIGNS = {
     "infty": "∞",
     "sum": "∑",
@@ -95,12 +102,40 @@ def frame(
     return match[1] + (' class="columns"' if table else "") + match[2]
 
 
+def end_of_section(
+    page,  # HTML
+    start,  # Where its first tag ends
+):
+    "Where the section's closing tag begins."
+    depth = 1
+    for tag in re.compile(r"<(/?)section\b").finditer(page, start):
+        depth += -1 if tag[1] else 1
+        if not depth:
+            return tag.start()
+    return len(page)
+
+
+def folded(
+    page,  # HTML of a rendered page
+):
+    "The page with what follows its mark in a part of its own, which folds before it is painted."
+    mark = MARK.search(page)
+    if not mark:
+        return page
+    end = end_of_section(page, mark.end())
+    script = FOLD.read_text(encoding="utf-8").strip()
+    start = f'<div class="shipped" id="below-the-mark"><script>\n{script}\n</script>'
+    close = "</div>\n<script>shipped.look()</script>\n"
+    return f"{page[: mark.end()]}\n{start}{page[mark.end() : end]}{close}{page[end:]}"
+
+
 def for_everyone(
     page,  # HTML of a rendered page
     up,  # The way to the site's top: "" or "../" and so on
 ):
     """The page with headers that a keyboard reaches, frames for tables and, for a phone, its
-    contents on top."""
+    contents on top; below the mark it is folded."""
+    page = folded(page)
     page = HEADER.sub(r'<div role="button" tabindex="0" class="callout-header', page)
     page = re.sub(r'(<i class="bi [\w-]+") role="img"></i>', r'\1 aria-hidden="true"></i>', page)
     page = OUTPUT.sub(frame, page)
