@@ -33,8 +33,8 @@ def measures(
     mean = (weight * below).sum(-1, keepdim=True) / total
     H = (total.log() - mean) / math.log(2)
     weight *= below.sub_(mean).square_()
-    V = weight.sum(-1, keepdim=True) / (total * math.log(2)**2)
-    return H[..., 0], V[..., 0]
+    variance = weight.sum(-1, keepdim=True) / (total * math.log(2)**2)
+    return H[..., 0], variance[..., 0]
 
 # %% ../nbs/15_entropy.ipynb #b756f402
 def entropy(
