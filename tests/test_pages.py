@@ -1,7 +1,18 @@
 """What the build changes in rendered pages, on small pieces of HTML of both renderers."""
 
+import re
+
 import pytest
-from pages import better_index, folded, for_everyone, is_table, plain_math
+from pages import (
+    better_index,
+    folded,
+    for_everyone,
+    glossary_of,
+    is_table,
+    plain_math,
+    plural,
+    with_terms,
+)
 
 
 @pytest.mark.parametrize(
@@ -91,3 +102,80 @@ def test_what_stands_below_the_mark_is_a_part_that_folds(start):
 def test_a_page_without_the_mark_is_not_folded():
     page = '<section id="in-short"><h2>In short</h2>As it is shipped</section>'
     assert folded(page) == page
+
+
+# ---- words of the glossary
+
+GLOSSARY = glossary_of(
+    '<main><ul><li><a id="law"></a><strong>law</strong>: All &lt; one. '
+    '<a href="sampler.html#x">S</a></li><li>\n<a id="tied-rows"></a><strong>tied rows</strong>, <strong>tie</strong>: Equal. '
+    '<a href="notation.html">N</a></li><li><a id="top-p"></a><strong>top-p</strong>: Mass. '
+    '<a href="topp.html">P</a></li><li><a id="key"></a><strong>key</strong>: Names. '
+    '<a href="noise.html">K</a></li></ul></main>'
+)
+NO_PROSE = [
+    "<h2>A law</h2>",
+    "<p><code>law</code></p>",
+    "<p><a href='x.html'>the <em>law</em></a></p>",
+    '<p><span class="math inline">\\(law\\)</span></p>',
+    '<div class="cell"><p>law</p></div>',
+    '<div class="callout callout-tip"><div><p>law</p></div></div>',
+    "<p><svg><text>law</text></svg></p>",
+    '<section id="references" class="level2"><p>law</p></section>',
+    '<div class="run-line"><p>law</p></div>',
+    "<table><tr><td>law</td></tr></table>",
+    "<p>lawful, in-law, law-like</p>",
+    "<p>law of this very page</p>",
+]
+
+
+def test_words_have_plurals():
+    assert [plural(w) for w in ("law", "penalty", "hypothesis", "bits", "KV cache")] == [
+        "laws",
+        "penalties",
+        "hypotheses",
+        "bits",
+        "KV caches",
+    ]
+
+
+def test_the_glossary_is_read_with_places_meanings_and_homes():
+    assert GLOSSARY["law"] == ("law", "law: All < one. S", "sampler.html")
+    assert GLOSSARY["ties"] == GLOSSARY["tied rows"] == GLOSSARY["tie"]
+
+
+def test_the_first_use_of_a_word_in_running_text_is_a_link():
+    page = (
+        "<main><p>No <b>Law</b> and no law.<br>Two<br>ties and a tie.</p><li>top-p</li></main>law"
+    )
+    assert with_terms(page, GLOSSARY, "a/loop.html", "../") == (
+        '<main><p>No <b><a class="term" href="../glossary.html#law" title="law: All &lt; one. S">'
+        'Law</a></b> and no law.<br>Two<br><a class="term" href="../glossary.html#tied-rows" '
+        'title="tied rows, tie: Equal. N">ties</a> and a tie.</p><li><a class="term" '
+        'href="../glossary.html#top-p" title="top-p: Mass. P">top-p</a></li></main>law'
+    )
+
+
+@pytest.mark.parametrize("part", NO_PROSE)
+def test_no_other_place_gets_a_link(part):
+    name = "sampler.html" if "this very page" in part else "loop.html"
+    page = f"<main>{part}<p>and then the law</p></main>"
+    new = with_terms(page, GLOSSARY, name)
+    assert part in new and (">law</a></p>" in new) == (name == "loop.html")
+
+
+def test_some_pages_and_keys_get_no_link():
+    for name, words in (
+        ("glossary.html", "law"),
+        ("references.html", "law"),
+        ("a.html", "tab key"),
+    ):
+        assert "term" not in with_terms(f"<main><p>{words}</p></main>", GLOSSARY, name)
+
+
+def test_the_site_links_words_to_places_that_the_glossary_has(site):
+    glossary = (site / "glossary.html").read_text(encoding="utf-8")
+    assert len(set(re.findall(r'<a id="([\w-]+)"></a><strong>', glossary))) >= 40
+    page = (site / "topk.html").read_text(encoding="utf-8")
+    places = re.findall(r'class="term" href="glossary.html#([\w-]+)"', page)
+    assert len(places) == len(set(places)) >= 5 and "logit" in places and "top-k" not in places

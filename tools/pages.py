@@ -3,7 +3,7 @@ phones, and the search."""
 
 import json
 import re
-from html import unescape
+from html import escape, unescape
 from pathlib import Path
 
 HEADER = re.compile(r'<div class="callout-header(?=[^>]*data-bs-toggle)(?![^>]*\srole=)')
@@ -16,6 +16,18 @@ MARK = re.compile(
     r'(?:\s*<div class="shipped-note">.*?</div>)?',
     re.S,
 )
+TERM = re.compile(r'<li>\s*<a id="([\w-]+)"></a>(.*?)</li>', re.S)
+PIECE = re.compile(  # of a page: what holds no prose in one piece, and every other tag
+    r"(<!--.*?-->|<script\b.*?</script>|<style\b.*?</style>|<svg\b.*?</svg>|<[^>]+>)", re.S
+)
+PROSE = {"p", "li"}
+NO_PROSE = {"a", "code", "pre", "h1", "h2", "h3", "h4", "button", "summary", "header", "nav"}
+APART = re.compile(  # parts that are no running text
+    r'class="[^"]*\b(?:math|cell|callout|run-line|toc-phone|shipped-note|exported|katex)\b'
+    r'|id="references"'
+)
+WITHOUT_TERMS = {"glossary.html", "references.html"}
+EMPTY = {"br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
 FOLD = Path(__file__).with_name("fold.js")
 SIGNS = {
     "infty": "∞",
@@ -102,6 +114,81 @@ def frame(
     return match[1] + (' class="columns"' if table else "") + match[2]
 
 
+def plural(
+    term,  # One word or several
+):
+    "More than one of it."
+    for end, ends in {"y": "ies", "is": "es", "s": "s", "": "s"}.items():
+        if term.endswith(end):
+            return term.removesuffix(end) + ends
+
+
+def glossary_of(
+    page,  # HTML of the glossary
+):
+    "Word -> (its place in the glossary, what is said of it, the page that explains it)."
+    words = {}
+    for place, item in TERM.findall(page):
+        said = " ".join(unescape(TAG.sub("", item)).split())
+        home = re.search(r'href="([^"#]+)', item)
+        for term in re.findall(r"<strong>(.*?)</strong>", item.partition(": ")[0]):
+            for form in (term, plural(term)):
+                words[form.lower()] = (place, said, home[1] if home else None)
+    return words
+
+
+def prose_of(
+    pieces,  # A page, split by `PIECE`: text and tags in turn
+):
+    "The places of the pieces that are running text."
+    inside = []  # of each open tag: its name, and whether text in it is prose (None: not decided)
+    for n, piece in enumerate(pieces):
+        if n % 2 == 0:
+            kinds = [kind for _, kind in inside]
+            if piece.strip() and True in kinds and False not in kinds:
+                yield n
+            continue
+        tag = re.match(r"<(/?)(\w+)", piece)
+        if not tag or tag[2] in EMPTY | {"script", "style", "svg"}:
+            continue
+        if tag[1]:
+            while inside and inside.pop()[0] != tag[2]:
+                pass
+        else:
+            apart = tag[2] in NO_PROSE or APART.search(piece)
+            inside.append((tag[2], False if apart else True if tag[2] in PROSE else None))
+
+
+def with_terms(
+    page,  # HTML of a rendered page
+    words,  # `glossary_of` the glossary
+    name,  # The page's, as links give it
+    up="",  # The way to the site's top
+):
+    """The page with the first use of each of the glossary's words as a link to it, in running text
+    only. The page that explains a word needs no such link."""
+    words = {word: entry for word, entry in words.items() if entry[2] != name}
+    start, end = page.find("<main"), page.find("</main>")
+    if not words or start < 0 or name in WITHOUT_TERMS:
+        return page
+    any_word = "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
+    pattern = re.compile(rf"(?<![\w-])(?<!tab )(?:{any_word})(?![\w-])", re.I)
+    seen = set()
+
+    def link(match):
+        place, said, _ = words[match[0].lower()]
+        if place in seen:
+            return match[0]
+        seen.add(place)
+        title = escape(said)
+        return f'<a class="term" href="{up}glossary.html#{place}" title="{title}">{match[0]}</a>'
+
+    pieces = PIECE.split(page[start:end])
+    for n in prose_of(pieces):
+        pieces[n] = pattern.sub(link, pieces[n])
+    return page[:start] + "".join(pieces) + page[end:]
+
+
 def end_of_section(
     page,  # HTML
     start,  # Where its first tag ends
@@ -162,7 +249,8 @@ def better_index(
     pages,  # Page -> its HTML, in the order of the book
 ):
     "The index in the order of the book, without TeX, with the terms that each section defines."
-    found = {name: terms(page) for name, page in pages.items()}
+    # a chapter defines a word, the glossary only says it again
+    found = {name: terms(page) for name, page in pages.items() if name != "glossary.html"}
     order = {name: n for n, name in enumerate(pages)}
     for entry in entries:
         name, _, section = entry["href"].partition("#")
@@ -178,10 +266,12 @@ def improve(
     site,  # The rendered site
 ):
     "Change every page, and the search index."
-    pages = {}
+    pages, glossary = {}, site / "glossary.html"
+    words = glossary_of(glossary.read_text(encoding="utf-8")) if glossary.is_file() else {}
     for path in sorted(site.rglob("*.html")):
         up = "../" * (len(path.relative_to(site).parts) - 1)
         pages[path.relative_to(site).as_posix()] = page = path.read_text(encoding="utf-8")
+        page = with_terms(page, words, path.relative_to(site).as_posix(), up)
         path.write_text(for_everyone(page, up), encoding="utf-8")
     index = site / "search.json"
     if index.is_file():
