@@ -108,7 +108,8 @@ def test_a_page_without_the_mark_is_not_folded():
 
 GLOSSARY = glossary_of(
     '<main><ul><li><a id="law"></a><strong>law</strong>: All &lt; one. '
-    '<a href="sampler.html#x">S</a></li><li>\n<a id="tied-rows"></a><strong>tied rows</strong>, <strong>tie</strong>: Equal. '
+    '<a href="sampler.html#x">S</a></li><li>\n<a id="tied-rows"></a><strong>tied rows</strong>, '
+    "<strong>tie</strong>: Equal. "
     '<a href="notation.html">N</a></li><li><a id="top-p"></a><strong>top-p</strong>: Mass. '
     '<a href="topp.html">P</a></li><li><a id="key"></a><strong>key</strong>: Names. '
     '<a href="noise.html">K</a></li></ul></main>'
