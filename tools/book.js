@@ -22,6 +22,7 @@ document.querySelectorAll("main pre, main table, main .math.display")
 // section's name.
 const words = (text) => (text || "").toLowerCase().match(/[\p{L}\p{N}]+/gu) || [];
 const AT_THE_END = /^(exercises|references|in short)$/i;
+const LISTS = /^(references|glossary)\b/i; // pages that name all things and explain none
 
 function found(entry, asked) {
   const fields = [[entry.section ? 2 : 12, 1, words(entry.title)], [8, 1, words(entry.section)],
@@ -38,7 +39,7 @@ function found(entry, asked) {
     if (!here) return 0;
     score += here;
   }
-  return AT_THE_END.test(entry.section) ? score / 8 : score;
+  return AT_THE_END.test(entry.section) || LISTS.test(entry.title) ? score / 8 : score;
 }
 
 const Fuzzy = window.Fuse; // the theme's, for what is misspelled
