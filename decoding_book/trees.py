@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TREE_CSS', 'COLUMN', 'THIN', 'LINES', 'STEP', 'BOX', 'ROW', 'branches', 'bands', 'svg_text', 'svg_title', 'fitted',
-           'figure', 'band_svg', 'path_svg', 'names_svg', 'tree_html', 'box_svg', 'edge_svg', 'beam_html',
+           'figure', 'band_svg', 'path_svg', 'names_svg', 'tree_html', 'box_svg', 'edge_svg', 'cut_svg', 'beam_html',
            'record_html']
 
 # %% ../nbs/A_trees.ipynb #dd2a4646
@@ -62,6 +62,8 @@ TREE_CSS = """<style>
 .dt .cut{opacity:.75}.dt .cut rect{stroke-dasharray:3 2;fill:none}
 .dt .e{fill:none;stroke:currentColor;stroke-opacity:.35;stroke-width:1}
 .dt .win{stroke:#D55E00;stroke-opacity:1;stroke-width:2.6}
+.dt .lost{stroke:#0072B2;stroke-opacity:1;stroke-width:2.2;stroke-dasharray:7 3}
+.dt .x{fill:none;stroke:#0072B2;stroke-width:3}
 .dt p{font-size:.85em;margin:.2em 0}
 </style>""".replace("\n", "")
 
@@ -171,7 +173,7 @@ def tree_html(
 # %% ../nbs/A_trees.ipynb #477a6be7
 STEP, BOX, ROW = 68, 54, 34   # of the beam, in pixels
 
-def box_svg(entry, x, y, kept, win):
+def box_svg(entry, x, y, kept, win, lost=False):
     "One text of a beam: its newest token and its probability."
     p = percent(math.exp(min(entry["logprob"], 0.)))
     score = "" if entry["score"] == entry["logprob"] else f", score {entry['score']:.3f}"
@@ -181,27 +183,48 @@ def box_svg(entry, x, y, kept, win):
     frame = f'<rect x="{x + 2.5}" y="{y + 2.5}" width="{BOX - 5}" height="23" fill="none"/>'
     fill = 'fill="#56B4E9" fill-opacity=".25"' if kept else 'fill="none"'
     return (f'<g class="{"" if kept else "cut"}">{title}<rect x="{x}" y="{y}" width="{BOX}" '
-            f'height="28" rx="3" {fill} class="{"win" if win else ""}"/>'
+            f'height="28" rx="3" {fill} class="{"win" if win else "lost" if lost else ""}"/>'
             f'{frame if entry["finished"] else ""}<text x="{x + 5}" y="{y + 12.5}">'
             f'{svg_text(fitted(entry["token"], 7))}</text>'
             f'<text class="s" x="{x + 5}" y="{y + 23}">{p}</text></g>')
 
 # %% ../nbs/A_trees.ipynb #e710a622
-def edge_svg(x, y, y0, win):
+def edge_svg(x, y, y0, win, lost=False):
     "The line from a text to one that it became."
     a, b = x - STEP + BOX, x
-    return (f'<path class="e{" win" if win else ""}" '
+    return (f'<path class="e{" win" if win else " lost" if lost else ""}" '
             f'd="M{a} {y0 + 14}C{a + 8} {y0 + 14} {b - 8} {y + 14} {b} {y + 14}"/>')
+
+# %% ../nbs/A_trees.ipynb #89f4cd81
+def cut_svg(
+    lost,      # ids of a text; empty: nothing is drawn
+    n,         # the step, from 1
+    step,      # its entries: kept, cut
+    before,    # {ids: height} of what was kept a step before
+    x,         # the step's left edge
+    y,         # height of the line that divides kept from cut
+):             # SVG, empty where the text is not cut at this step
+    "A cross at the step that cuts a text, and the line to it if its box is not drawn."
+    kept, cut = ([tuple(entry["ids"]) for entry in part] for part in step)
+    if not lost or lost[:n] in kept or n > 1 and lost[:n - 1] not in before: return ""
+    middle, line = x + BOX / 2, ""
+    if n > 1 and lost[:n] not in cut:
+        line = (f'<path class="e lost" d="M{x - STEP + BOX} {before[lost[:n - 1]] + 14}'
+                f'L{middle} {y}"/>')
+    return (f'{line}<g>{svg_title(f"step {n}: the dashed text is cut")}'
+            f'<path class="x" d="M{middle - 5} {y - 5}l10 10m0 -10l-10 10"/></g>')
 
 # %% ../nbs/A_trees.ipynb #3931dc47
 def beam_html(
     steps: list,          # for each step: entries kept and entries cut, best first
     winner: tuple = None, # ids of the text to follow; the best of the last step if None
     caption: str = "",    # a line above
+    lost: tuple = (),     # ids of a text that is not the winner: dashed, a cross where it was cut
 ) -> str:                 # HTML that needs no script
     "A beam as it grows and is cut: a column for each step, a row for each rank."
     if not steps or not steps[-1][0]: raise ValueError("steps: the record of the beam is empty")
     winner = tuple(steps[-1][0][0]["ids"]) if winner is None else tuple(winner)
+    lost = tuple(lost)
     most = max(len(kept) for kept, _ in steps)
     edges, boxes, before = "", "", {}
     for s, (kept, cut) in enumerate(steps):
@@ -211,9 +234,11 @@ def beam_html(
             alive, ids = i < len(kept), tuple(entry["ids"])
             y = 16 + ROW * i if alive else 30 + ROW * (most + i - len(kept))
             win, parent = alive and winner[:len(ids)] == ids, ids if ids in before else ids[:-1]
-            if parent in before: edges += edge_svg(x, y, before[parent], win)
-            boxes += box_svg(entry, x, y, alive, win)
+            gone = lost[:len(ids)] == ids and not win
+            if parent in before: edges += edge_svg(x, y, before[parent], win, gone)
+            boxes += box_svg(entry, x, y, alive, win, gone)
             if alive: places[ids] = y
+        edges += cut_svg(lost, s + 1, (kept, cut), before, x, 20 + ROW * most)
         before = places
     width, rows = x + BOX + 1, most + max(len(cut) for _, cut in steps)
     line = f'<path class="e" stroke-dasharray="4 3" d="M0 {20 + ROW * most}H{width}"/>'
@@ -227,6 +252,7 @@ def record_html(
     decode,          # list of ids -> str
     winner: list,    # ids of the text to follow
     most: int = 10,  # steps to draw
+    lost: list = (), # ids of a text that the beam lost, if its path is to be shown
 ) -> str:            # empty if there is no record, or more than 8 paths a step
     "The first steps of a beam search as a picture."
     if not steps or max(len(kept) for kept, _ in steps) > 8: return ""
@@ -235,4 +261,5 @@ def record_html(
                     logprob=path.total, score=path.score, finished=path.finished)
     drawn = [[list(map(entry, paths)) for paths in step] for step in steps[:most]]
     more = f"; the first {most} of {len(steps)} steps" if len(steps) > most else ""
-    return beam_html(drawn, tuple(winner), f"Kept above the line, cut below it{more}")
+    if len(lost): more += "; dashed, up to the cross: the text that was lost"
+    return beam_html(drawn, tuple(winner), f"Kept above the line, cut below it{more}", lost)

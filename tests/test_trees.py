@@ -84,6 +84,31 @@ def test_paths_outside_the_tree_are_refused():
             branches(bad)
 
 
+def test_the_step_that_cuts_a_text_has_a_cross():
+    world = six_words()
+    lost = world.encode("cold coffee I like stop")
+    for width, cut_at in ((1, 1), (2, None)):  # the winner of width 2 is not lost
+        found = beam_search(world, "", width, 5)
+        svg = drawing(record_html(found.steps, world.decode, found[0].ids.tolist(), lost=lost))
+        titles = ["".join(t.itertext()) for t in svg.iter(f"{SVG}title")]
+        crosses = [t for t in titles if "is cut" in t]
+        assert crosses == ([f"step {cut_at}: the dashed text is cut"] if cut_at else [])
+
+
+def test_the_way_to_the_cross_is_drawn_whether_the_cut_text_has_a_box_or_not():
+    def entry(ids):
+        return dict(ids=ids, token="x", text="x", logprob=-1.0, score=-1.0, finished=False)
+
+    kept = [([entry((0,)), entry((1,))], []), ([entry((0, 0)), entry((0, 1))], [])]
+    drawn = [kept[0], (kept[1][0], [entry((1, 0))])]
+    for steps in (kept, drawn):
+        svg = drawing(beam_html(steps, lost=(1, 0, 0)))
+        paths = [p.get("class") for p in svg.iter(f"{SVG}path")]
+        assert paths.count("x") == 1 and paths.count("e lost") == 1
+        boxes = [r for r in svg.iter(f"{SVG}rect") if r.get("class") == "lost"]
+        assert len(boxes) == (2 if steps is drawn else 1)
+
+
 def test_beam_boxes_do_not_overlap():
     found = beam_search(six_words(), "", 3, 5)
     html = record_html(found.steps, six_words().decode, found[0].ids.tolist())
