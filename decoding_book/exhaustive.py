@@ -239,7 +239,7 @@ def _as_hypotheses(found, prompt, model, ends):
 
 # %% ../nbs/05_exhaustive.ipynb #7ea416b8
 def search_cost(
-    vocab_size,      # |V|
+    vocab_size,      # V
     max_new_tokens,  # T
 ):                   # the number of texts, of model rows, and a sentence that says them
     "What an exhaustive search costs, at most: an end mark only makes it less."
