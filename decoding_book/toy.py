@@ -13,6 +13,23 @@ import torch
 from .checks import one_of, text_ids, whole
 from .loop import Prediction, as_prompts, as_stops
 
+# %% ../nbs/02_toy.ipynb #c332a324
+_SIX = {   #            cold coffee  I   like water stop
+    "":               [.25, .10, .50, .05, .08, .02],
+    "cold":           [.05, .55, .10, .05, .20, .05],
+    "coffee":         [.15, .05, .30, .15, .05, .30],
+    "I":              [.20, .20, .05, .35, .15, .05],
+    "like":           [.45, .20, .10, .03, .20, .02],
+    "water":          [.15, .10, .25, .15, .05, .30],
+    "stop":           [.25, .10, .50, .05, .08, .02],
+    # rows of their own, by the whole text so far
+    "cold coffee":             [.05, .05, .65, .10, .05, .10],
+    "cold coffee I":           [.05, .05, .03, .80, .04, .03],
+    "cold coffee I like":      [.20, .10, .05, .05, .10, .50],
+    "I like cold":             [.05, .35, .10, .10, .30, .10],
+    "I like cold coffee":      [.10, .05, .20, .10, .05, .50],
+}
+
 # %% ../nbs/02_toy.ipynb #8bb3c517
 def _log_table(
     table,   # probabilities (..., V)
@@ -133,23 +150,6 @@ class TableModel(_Tables):
                 for t, c in enumerate(conditionals)]
         _Tables.__init__(model, logs, len(logs), words, eos)
         return model
-
-# %% ../nbs/02_toy.ipynb #c332a324
-_SIX = {   #            cold coffee  I   like water stop
-    "":               [.25, .10, .50, .05, .08, .02],
-    "cold":           [.05, .55, .10, .05, .20, .05],
-    "coffee":         [.15, .05, .30, .15, .05, .30],
-    "I":              [.20, .20, .05, .35, .15, .05],
-    "like":           [.45, .20, .10, .03, .20, .02],
-    "water":          [.15, .10, .25, .15, .05, .30],
-    "stop":           [.25, .10, .50, .05, .08, .02],
-    # rows of their own, by the whole text so far
-    "cold coffee":             [.05, .05, .65, .10, .05, .10],
-    "cold coffee I":           [.05, .05, .03, .80, .04, .03],
-    "cold coffee I like":      [.20, .10, .05, .05, .10, .50],
-    "I like cold":             [.05, .35, .10, .10, .30, .10],
-    "I like cold coffee":      [.10, .05, .20, .10, .05, .50],
-}
 
 # %% ../nbs/02_toy.ipynb #81ae8688
 def six_words(
