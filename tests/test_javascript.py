@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from helpers.numpy_draw import FLOATS, KINDS, LONG, SIZES, TYPES, a_case
+from helpers.stable_sort import stable_argsort
 
+from decoding_book.entropy import measures
 from decoding_book.noise import Key
-from decoding_book.sampler import ORDER, Sampler, draw
+from decoding_book.sampler import DIALECTS, ORDER, Sampler, draw, penalize, truncate
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = np.load(ROOT / "tests/oracle/draw.npz", allow_pickle=False)
@@ -156,6 +158,11 @@ def test_refused():
         "[0], { topK: 1.5 }": "topK: 1.5",
         "[0], { temperature: -1 }": "temperature: -1",
         "[0], { minP: 2 }": "minP: 2",
+        "[0], { ties: 'low' }": "ties: low",
+        "[0], { order: ['top_k'] }": "order: top_k",
+        "[0], decodingBook.dialect('tgi')": "dialect: tgi",
+        "decodingBook.penalize([9e307], [0], 1, { repetitionPenalty: .1 })": "repetitionPenalty: "
+        "0.1",
     }
     code = f"import {json.dumps(str(ROOT / 'tools/draw.js'))};\n" + "".join(
         f"try {{ decodingBook.draw({call}) }} catch (error) {{ console.log(error.message) }}\n"
@@ -163,3 +170,72 @@ def test_refused():
     )
     done = subprocess.run([NODE, "--input-type=module", "-e", code], capture_output=True, text=True)
     assert done.stdout.splitlines() == list(wrong.values()), done.stderr
+
+
+OTHERS = """
+const book = require(process.argv[1]);
+const asked = JSON.parse(require("fs").readFileSync(0));
+const out = asked.map(({ row, ids, given, system, own, key }) => {
+  const settings = book.dialect(system, own), z = book.penalize(
+    Float32Array.from(row, (x) => x ?? -Infinity), ids, given, settings);
+  const kept = book.filter(z, settings), { entropy, varentropy } = book.measures(kept);
+  return { z: Array.from(z, (x) => Number.isFinite(x) ? x : null), kept: kept.ids, entropy,
+           varentropy, token: book.draw(z, settings, key).token };
+});
+console.log(JSON.stringify({ out, dialects: book.DIALECTS }));
+"""
+JS_NAMES = {
+    "temperature": "temperature", "top_k": "topK", "top_p": "topP", "min_p": "minP",
+    "repetition_penalty": "repetitionPenalty", "count_prompt": "countPrompt",
+    "penalty_window": "penaltyWindow",
+}  # fmt: skip
+
+
+def a_request(rng):
+    "A short row with many equals, a text, a dialect, knobs."
+    V = int(rng.choice([3, 17, 60, 900]))
+    row = rng.integers(-8, 9, V) / 2
+    row = np.where(rng.random(V) < 0.1, -np.inf, row)
+    row[rng.integers(V)] = 3.5
+    knobs = {
+        "temperature": float(rng.choice([0, 0.3, 1, 1, 1.7])),
+        "top_k": int(rng.choice([0, 0, 1, 5, V])),
+        "top_p": float(rng.choice([0.01, 0.5, 0.9, 1, 1])),
+        "min_p": float(rng.choice([0, 0, 0.05, 0.4, 1])),
+        "repetition_penalty": float(rng.choice([1, 0.7, 1.3])),
+    }
+    ids = rng.integers(V, size=rng.integers(1, 90)).tolist()
+    key = {n: int(rng.integers(2**32)) for n in KEY}
+    return row, ids, int(rng.integers(len(ids) + 1)), str(rng.choice(list(DIALECTS))), knobs, key
+
+
+@pytest.mark.skipif(NODE is None, reason="no Node on the PATH")
+def test_dialects_and_penalties(full, record, monkeypatch):
+    "What each system's rules keep of rows with many equals, the penalty before, the draw after."
+    monkeypatch.setattr(torch.Tensor, "argsort", stable_argsort)
+    rng = np.random.default_rng(18)
+    requests = [a_request(rng) for _ in range(6000 if full else 400)]
+    given = [
+        {"row": [x if np.isfinite(x) else None for x in row.tolist()], "ids": ids, "given": n,
+         "system": system, "own": {JS_NAMES[k]: v for k, v in knobs.items()}, "key": key}
+        for row, ids, n, system, knobs, key in requests
+    ]  # fmt: skip
+    done = subprocess.run(
+        [NODE, "-e", OTHERS, ROOT / "tools/draw.js"],
+        input=json.dumps(given), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    named = {s: {JS_NAMES.get(k, k): v for k, v in d.items()} for s, d in DIALECTS.items()}
+    assert found["dialects"] == json.loads(json.dumps(named))
+    for (row, ids, n, system, knobs, key), js in zip(requests, found["out"]):
+        what = (row, system, knobs)
+        sampler = Sampler.dialect(system, **knobs)
+        z = penalize(torch.tensor(row).float()[None], sampler, torch.tensor([ids]), None, n)
+        assert js["z"] == [x if np.isfinite(x) else None for x in z[0].tolist()], what
+        cut = truncate(z, sampler)
+        assert sorted(js["kept"]) == cut[0].isfinite().nonzero()[:, 0].tolist(), what
+        assert js["token"] == draw(z, sampler, Key(**key), "plain").ids.item(), what
+        H, V = measures(cut.double())
+        assert (js["entropy"], js["varentropy"]) == pytest.approx((H.item(), V.item()), abs=1e-6)
+    record("javascript_dialects", {"rows": len(requests), "left out": 0})

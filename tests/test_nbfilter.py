@@ -217,6 +217,8 @@ def test_links_to_places_of_the_book_find_their_anchor(documents):
             if "/" in target or not target.endswith(".html"):
                 continue
             assert target in ids, f"{path.name}: {link}"
+            if target == "board.html" and "=" in anchor:
+                continue  # the knob board's settings
             assert not anchor or anchor in ids[target], f"{path.name}: {link}"
 
 
@@ -241,6 +243,7 @@ def test_html_outputs_arrive_as_they_were(filtered):
         html = [
             "".join(o["data"]["text/html"]).strip("\n")
             for c in read(path)["cells"]
+            if not "".join(c["source"]).startswith("#| hide")
             for o in c.get("outputs", [])
             if "text/html" in o.get("data", {})
         ]

@@ -21,7 +21,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from nbfilter import Page, lines, page_names, text  # noqa: E402
-from pages import improve  # noqa: E402
+from pages import PLACE, improve  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 KATEX = re.compile(r"https://cdn\.jsdelivr\.net/npm/katex@[^/\"']+/dist/?")
@@ -115,8 +115,23 @@ def loaded_from_elsewhere(
     return [next(filter(None, match)) for match in ELSEWHERE.findall(content)]
 
 
+def add_board(
+    site,  # The rendered site
+    project,  # The folder with the package, whose build/board keeps the rows
+):
+    "The knob board's scripts and rows, if a page has a place for it."
+    if not any(PLACE in p.read_text(encoding="utf-8") for p in site.rglob("*.html")):
+        return
+    command = [sys.executable, ROOT / "tools/board.py", "--project", project]
+    env = dict(os.environ, PYTHONPATH=str(project))
+    done = subprocess.run([*command, "--out", site / "board"], env=env)
+    if done.returncode:
+        sys.exit("the knob board's rows were not made")
+
+
 def finish(
     site,  # The rendered site
+    project=ROOT,  # The folder with the package
 ):
     "Make the site need nothing from the network, and its search work from a file."
     katex, outside = False, []
@@ -136,6 +151,7 @@ def finish(
     if katex:
         shutil.copytree(ROOT / "tools/vendor/katex", site / "site_libs/katex", dirs_exist_ok=True)
     shutil.copy2(ROOT / "tools/book.js", site)
+    add_board(site, project)
     improve(site)
     index = site / "search.json"
     if index.is_file():
@@ -168,7 +184,7 @@ def build(
         print(notes or done.stdout, file=sys.stderr)
     if done.returncode:
         sys.exit(f"the site was not built: {Path(command[0]).name} ended with {done.returncode}")
-    finish(work / "_site")
+    finish(work / "_site", project)
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(work / "_site", out)

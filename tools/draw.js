@@ -56,7 +56,9 @@
     if (d < -700) return 0;
     const n = Math.floor(d * LOG2_E + 0.5);
     const r = (d - n * LN2_HIGH) - n * LN2_LOW;
-    return EXP_SERIES.reduceRight((y, c) => y * r + c, 0) * power(n);
+    let y = 0;
+    for (let i = 11; i >= 0; i--) y = y * r + EXP_SERIES[i];
+    return y * power(n);
   }
 
   // 32 bits stirred
@@ -91,64 +93,208 @@
     return logits.map((z) => z > -Infinity ? Math.max(round(round(z - shift) / t), -most) : z);
   }
 
-  // the ranked ids before which the weights hold less than a share p
-  function prefix(ids, weights, p) {
-    const line = p * ids.reduce((sum, i) => sum + weights[i], 0);
-    let before = 0;
-    return ids.filter((i) => {
-      const stays = before < line;
-      before += weights[i];
-      return stays;
-    });
+  // ids of all that is not -inf, best first, equals by lower id. A float32's bits, made ascending,
+  // and its id are one whole number below 2^52: plain numbers sort ten times faster than pairs.
+  function ranked(scores) {
+    const ids = [];
+    for (let i = 0; i < scores.length; i++) if (scores[i] > -Infinity) ids.push(i);
+    if (!(scores instanceof Float32Array) || scores.length > 2 ** 20) {
+      return ids.sort((i, j) => scores[j] - scores[i] || i - j);
+    }
+    const bits = new Int32Array(scores.map((s) => s + 0).buffer);    // no -0
+    const up = (b) => b < 0 ? 2147483648 - (b & 0x7fffffff) : 2147483648 + b;
+    const keys = new Float64Array(ids.length);
+    ids.forEach((i, n) => { keys[n] = (4294967296 - up(bits[i])) * 2 ** 20 + i; });
+    keys.sort().forEach((key, n) => { ids[n] = key % 2 ** 20; });
+    return ids;
   }
 
-  function check(logits, { temperature: T, topK, topP, minP }) {
-    const refuse = (name, value) => { throw new RangeError(`${name}: ${value}`); };
+  // how many of the ranked ids top-p keeps, of all that the weights of `ids` hold
+  function prefix(ids, weights, p, boundary) {
+    const line = p * ids.reduce((sum, i) => sum + weights[i], 0);
+    let before = 0, n = 0;
+    const stays = {
+      include: () => before < line,
+      exceed: () => before <= line,
+      exclude: (i) => n === 0 || before + weights[i] <= line,
+    }[boundary];
+    while (n < ids.length && stays(ids[n])) before += weights[ids[n++]];
+    return n;
+  }
+
+  // The filters: from a state { scores, whole, ids, span, asked } to the ids that stay. `whole` is
+  // all that was there at first, `ids` what is left, both best first.
+  const FILTERS = {
+    top_k({ scores, ids, asked: { topK, ties } }) {
+      if (topK >= ids.length) return ids;
+      let n = topK;
+      while (ties !== "exact" && n < ids.length && scores[ids[n]] === scores[ids[n - 1]]) n++;
+      return ids.slice(0, n);
+    },
+    top_p({ scores, whole, ids, sorted, asked: { topP, ties, boundary, joint } }) {
+      const best = scores[ids[0]], among = joint ? whole : ids;
+      const coins = power(Math.min(52 - (32 - Math.clz32(scores.length - 1)), 50));
+      const weights = new Float64Array(scores.length);
+      for (const i of among) weights[i] = Math.floor(exp(scores[i] - best) * coins + 0.5);
+      // an ascending sort that keeps equals as they stood, read from its end: of these, torch's
+      // sort promises none, and may leave another order
+      const rank = sorted || (ties === "exact" ? among : highFirst(scores, among.slice()));
+      const kept = rank.slice(0, prefix(rank, weights, topP, boundary));
+      return kept.length === among.length ? ids : common(ids, kept, scores.length);
+    },
+    min_p({ scores, ids, span, asked: { minP } }) {
+      const line = log(minP), best = scores[ids[0]];
+      return ids.filter((i) => span.round(scores[i] - best) >= line);
+    },
+  };
+  const IS_ON = {
+    temperature: ({ temperature: T }) => T !== 1,
+    top_k: ({ topK }) => topK > 0,
+    top_p: ({ topP }) => topP < 1,
+    min_p: ({ minP }) => minP > 0,
+  };
+
+  const highFirst = (scores, ids) => ids.sort((i, j) => scores[j] - scores[i] || j - i);
+
+  // the ids, in their order, that are also among others; all are below `size`
+  function common(ids, others, size) {
+    const there = new Uint8Array(size);
+    for (const i of others) there[i] = 1;
+    return ids.filter((i) => there[i]);
+  }
+
+  // `DIALECTS` of decoding_book.sampler, in the names of this file.
+  const DIALECTS = {
+    "book": {},
+    "huggingface": { ties: "all" },
+    "vllm": { ties: "presorted", order: ["temperature", "min_p", "top_k", "top_p"] },
+    "sglang": { boundary: "exceed", joint: true, countPrompt: "none" },
+    "llama.cpp": { order: ["top_k", "top_p", "min_p", "temperature"], penaltyWindow: 64,
+                   countPrompt: "all" },
+  };
+  const DEFAULTS = {
+    temperature: 1, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1, penaltyWindow: Infinity,
+    countPrompt: "repetition", order: ["temperature", "top_k", "top_p", "min_p"], ties: "exact",
+    boundary: "include", joint: false,
+  };
+
+  function refuse(name, value) {
+    throw new RangeError(`${name}: ${value}`);
+  }
+
+  // Settings of a dialect, with what is asked of one's own.
+  function dialect(system, settings = {}) {
+    if (!Object.hasOwn(DIALECTS, system)) refuse("dialect", system);
+    return { ...DIALECTS[system], ...settings };
+  }
+
+  function check(logits, { temperature: T, topK, topP, minP, order, ties, boundary }) {
     if (!(T >= 0 && T < Infinity)) refuse("temperature", T);
     if (!(Number.isInteger(topK) && topK >= 0)) refuse("topK", topK);
     if (!(topP > 0 && topP <= 1)) refuse("topP", topP);
     if (!(minP >= 0 && minP <= 1)) refuse("minP", minP);
+    if ([...order].sort().join() !== [...DEFAULTS.order].sort().join()) refuse("order", order);
+    if (!["exact", "all", "presorted"].includes(ties)) refuse("ties", ties);
+    if (!["include", "exceed", "exclude"].includes(boundary)) refuse("boundary", boundary);
     for (const z of logits) if (!(z < Infinity)) refuse("logits", z);
     if (!logits.some((z) => z > -Infinity)) refuse("logits", "no finite logit");
   }
 
-  // What the filters keep of a row: { scores, best, ids }, ids in rank order. A Float32Array is
-  // reckoned in float32, as torch does; any other numbers in float64.
+  // The logits after the repetition penalty on a text: ids, of which the first `given` are the
+  // prompt. A token that was said gets z / theta if z > 0, else z * theta.
+  function penalize(logits, ids, given, settings = {}) {
+    const { repetitionPenalty: theta, penaltyWindow, countPrompt } = { ...DEFAULTS, ...settings };
+    if (!(theta > 0 && theta < Infinity)) refuse("repetitionPenalty", theta);
+    const round = logits instanceof Float32Array ? Math.fround : (x) => x;
+    const from = Math.max(ids.length - penaltyWindow, countPrompt === "none" ? given : 0);
+    const z = logits.slice(), t = round(theta);
+    if (t === 1) return z;
+    for (const i of new Set(ids.slice(from))) {
+      if (!Number.isFinite(z[i])) continue;
+      z[i] = round(z[i] > 0 ? z[i] / t : z[i] * t);
+      if (!Number.isFinite(z[i])) refuse("repetitionPenalty", theta);
+    }
+    return z;
+  }
+
+  // What the filters keep of a row: { scores, best, ids, mass }, ids in rank order. A Float32Array
+  // is reckoned in float32, as torch does; any other numbers in float64.
   function filter(logits, settings = {}) {
-    const asked = { temperature: 1, topK: 0, topP: 1, minP: 0, ...settings };
+    const asked = { ...DEFAULTS, ...settings };
     check(logits, asked);
     const span = logits instanceof Float32Array ? SPAN.single : SPAN.double;
-    const greedy = asked.temperature === 0;
-    const scores = temperature(logits, greedy ? 1 : asked.temperature, span);
-    let ids = Array.from(scores.keys()).filter((i) => scores[i] > -Infinity);
-    ids.sort((i, j) => scores[j] - scores[i] || i - j);
-    const best = scores[ids[0]], k = greedy ? 1 : asked.topK;
-    if (k) ids = ids.slice(0, k);
-    if (asked.topP < 1) {
-      const coins = power(Math.min(52 - (32 - Math.clz32(scores.length - 1)), 50));
-      const weights = Array.from(scores, (s) => Math.floor(exp(s - best) * coins + 0.5));
-      ids = prefix(ids, weights, asked.topP);
+    const on = asked.order.filter((name) => IS_ON[name](asked));
+    const first = on[0] === "temperature" && asked.temperature > 0 && on.shift();
+    const warm = () => temperature(logits, asked.temperature, span);
+    const state = { scores: first ? warm() : logits.slice(), span, asked };
+    state.ids = state.whole = ranked(state.scores);
+    for (const name of on) {
+      if (name !== "temperature") {
+        if (name === "top_k" && asked.ties === "presorted") {
+          state.sorted = highFirst(state.scores, state.ids.slice());
+        }
+        state.ids = FILTERS[name](state);
+      } else if (asked.temperature === 0) state.ids = state.ids.slice(0, 1);
+      else {
+        state.scores = warm();
+        state.whole = ranked(state.scores);
+        state.ids = common(state.whole, state.ids, state.scores.length);
+      }
     }
-    const line = asked.minP > 0 ? log(asked.minP) : -Infinity;
-    return { scores, best, ids: ids.filter((i) => span.round(scores[i] - best) >= line) };
+    const { scores, ids } = state, best = scores[ids[0]];
+    return { scores, best, ids, mass: ids.reduce((sum, i) => sum + exp(scores[i] - best), 0) };
   }
 
-  // One token: { token, kept, logprob, ids }. Settings: temperature, topK, topP, minP. Key: seed,
-  // row, position, draw.
-  function draw(logits, settings = {}, key = {}) {
-    const { scores, best, ids } = filter(logits, settings);
-    const round = logits instanceof Float32Array ? Math.fround : (x) => x;
+  // Less bits, more noise: it is at most that of the least number that begins with as many zeros.
+  const MOST_NOISE = Array.from({ length: 33 }, (_, n) => noise(n > 31 ? 0 : 2 ** (31 - n)));
+
+  // A token's run in the race: [score, noise, their sum], of which the largest sum wins.
+  function run(kept, key, i) {
     const [a, b] = keyState(key);
-    let token = -1, top = -Infinity, mass = 0;
-    for (const i of ids) {
-      const score = round(round(scores[i] - best) + noise(mix(mix(i ^ a) ^ b)));
-      if (score > top || (score === top && i < token)) [token, top] = [i, score];
-      mass += exp(scores[i] - best);
-    }
-    return { token, kept: ids.length, logprob: scores[token] - best - log(mass), ids };
+    const round = kept.scores instanceof Float32Array ? Math.fround : (x) => x;
+    const score = round(kept.scores[i] - kept.best), luck = noise(mix(mix(i ^ a) ^ b));
+    return [score, luck, round(score + luck)];
   }
 
-  const book = { draw, filter, noise, keyState, mix, exp, log };
+  // The token that wins under a key, of what `filter` kept.
+  function race(kept, key = {}) {
+    const { scores, best, ids } = kept, [a, b] = keyState(key);
+    const round = scores instanceof Float32Array ? Math.fround : (x) => x;
+    let token = -1, top = -Infinity;
+    for (const i of ids) {
+      const bits = mix(mix(i ^ a) ^ b), gap = round(scores[i] - best);
+      if (round(gap + MOST_NOISE[Math.clz32(bits)]) < top) continue;
+      const score = round(gap + noise(bits));
+      if (score > top || (score === top && i < token)) [token, top] = [i, score];
+    }
+    return token;
+  }
+
+  // One token: { token, kept, logprob, ids }. Settings: temperature, topK, topP, minP, and what a
+  // dialect sets. Key: seed, row, position, draw.
+  function draw(logits, settings = {}, key = {}) {
+    const kept = filter(logits, settings), token = race(kept, key);
+    return { token, kept: kept.ids.length, logprob: logprob(kept, token), ids: kept.ids };
+  }
+
+  // The log-probability of a token that was kept.
+  function logprob({ scores, best, mass }, token) {
+    return scores[token] - best - log(mass);
+  }
+
+  // Entropy in bits and varentropy in bits squared, of what was kept.
+  function measures({ scores, best, ids, mass }) {
+    const weight = (i) => exp(scores[i] - best) / mass;
+    const mean = ids.reduce((sum, i) => sum + weight(i) * (scores[i] - best), 0);
+    const square = ids.reduce((sum, i) => sum + weight(i) * (scores[i] - best - mean) ** 2, 0);
+    const ln2 = log(2);
+    return { entropy: (log(mass) - mean) / ln2, varentropy: square / ln2 ** 2 };
+  }
+
+  const book = {
+    draw, filter, race, run, penalize, dialect, logprob, measures, DIALECTS,
+    noise, keyState, mix, exp, log,
+  };
   globalThis.decodingBook = book;
   if (typeof module === "object") module.exports = book;
 })();

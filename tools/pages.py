@@ -29,6 +29,11 @@ APART = re.compile(  # parts that are no running text
 WITHOUT_TERMS = {"glossary.html", "references.html"}
 EMPTY = {"br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
 FOLD = Path(__file__).with_name("fold.js")
+PLACE = 'class="knob-board"'  # a page with it gets the knob board's scripts
+BOARD = """<link rel="stylesheet" href="{up}board/board.css">
+<script src="{up}board/draw.js" defer></script>
+<script src="{up}board/board.js" defer></script>
+"""
 SIGNS = {
     "infty": "∞",
     "sum": "∑",
@@ -230,7 +235,8 @@ def for_everyone(
         entries = re.sub(r' (id|class|data-[\w-]+)="[^"]*"', "", contents[1])
         short = f'<details class="toc-phone"><summary>On this page</summary>{entries}</details>\n'
         page = page.replace('<div class="run-line">', short + '<div class="run-line">', 1)
-    return page.replace("</title>", f'</title>\n<script src="{up}book.js" defer></script>', 1)
+    scripts = (BOARD if PLACE in page else "") + '<script src="{up}book.js" defer></script>'
+    return page.replace("</title>", "</title>\n" + scripts.format(up=up), 1)
 
 
 def terms(
