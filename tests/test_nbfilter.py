@@ -23,6 +23,7 @@ from nbfilter import (
     name_index,
     page_names,
     reading_time,
+    reading_times,
     settings,
     split_directives,
     text,
@@ -463,7 +464,12 @@ def test_the_mark_says_what_follows():
     assert "\nAbout 1 minute.\n:::\n" in joined(alone)
 
 
-def test_a_page_can_say_the_minutes_of_another():
-    nb = notebook(("md", '[Top-k](topk.html) <span data-minutes="topk"></span>'))
-    said = joined(Page(ROOT, nb, "index.ipynb").filtered())
-    assert re.search(r"\(topk\.html\) \d+ minutes$", said)
+def of_index(source):
+    nb = notebook(("md", "# Title"), ("md", source))
+    return text(Page(ROOT, nb, "index.ipynb").filtered()["cells"][-1])
+
+
+def test_a_page_can_say_the_minutes_of_others():
+    times = reading_times(ROOT)
+    said = of_index('[Top-k](topk.html) <span data-minutes="topk topp" data-say="({})"></span>')
+    assert said == f"[Top-k](topk.html) ({times['topk'][0] + times['topp'][0]} minutes)"

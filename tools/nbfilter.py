@@ -26,7 +26,8 @@ SLUG = re.compile(r"[^\w\- ]")
 MARK = re.compile(r"^## As it is shipped *$", re.M)
 REFERENCES = re.compile(r"^## References *$", re.M)
 APART = re.compile(r"```.*?```|^:::.*$|<svg.*?</svg>|<!--.*?-->", re.S | re.M)
-MINUTES = re.compile(r'<span data-minutes="(\w+)"></span>')
+# Other pages' minutes, which index.ipynb asks for.
+MINUTES = re.compile(r' ?<span data-minutes="([\w ]+)" data-say="([^"]*)"></span>')
 WORDS, CODE_LINES = 200, 12  # read in a minute
 FOLD = '#| code-fold: true\n#| code-summary: "Imports"\n'
 
@@ -383,8 +384,10 @@ class Page:
         )
 
     def minutes_of(self, match):
-        "Another page's minutes to its mark, where `<span data-minutes=...>` asks for them."
-        return many(reading_times(self.project)[match[1]][0])
+        "Other pages' minutes to their marks, as `data-say` says them."
+        times = reading_times(self.project)
+        total = sum(times[page][0] for page in match[1].split())
+        return " " + match[2].replace("{}", many(total))
 
     def head(self, cells):
         "The front matter with title and subtitle, how to run it, then the cells without these."

@@ -13,7 +13,11 @@ import nbformat
 from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from nbfilter import MINUTES  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent
+BOARD = re.compile(r'.*\n\n<div class="knob-board".*\n?')  # and the paragraph that speaks of it
 
 
 def readme():
@@ -25,6 +29,8 @@ def readme():
     notebook.cells = [
         c for c in notebook.cells if c.cell_type != "raw" and "#| hide" not in c.source
     ]
+    for cell in notebook.cells:  # what only the site has
+        cell.source = MINUTES.sub("", BOARD.sub("", cell.source))
     notebook.metadata["language_info"] = {"name": "python"}
     text_only = Config(NbConvertBase={"display_data_priority": ["text/plain", "text/markdown"]})
     text, _ = MarkdownExporter(config=text_only).from_notebook_node(notebook)
