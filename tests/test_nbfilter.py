@@ -28,6 +28,7 @@ from nbfilter import (
     split_directives,
     text,
 )
+from pages import folded, glossary_of
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
@@ -473,3 +474,25 @@ def test_a_page_can_say_the_minutes_of_others():
     times = reading_times(ROOT)
     said = of_index('[Top-k](topk.html) <span data-minutes="topk topp" data-say="({})"></span>')
     assert said == f"[Top-k](topk.html) ({times['topk'][0] + times['topp'][0]} minutes)"
+
+
+# ---- what tools/pages.py looks for, as pandoc writes it (and Quarto, which is built on it)
+
+
+def html(nb):
+    options = dict(format="markdown", extra_args=["--section-divs"])
+    return pypandoc.convert_text(joined(nb), "html5", **options)
+
+
+def test_pandoc_s_mark_is_found():
+    page = html(Page(ROOT, notebook(*IDEA, *SHIPPED), "10_topk.ipynb").filtered())
+    new = folded(page)
+    part = new.partition('id="below-the-mark">')[2].partition("shipped.look()")[0]
+    assert "What <code>top_k</code> refuses" in part.partition("</script>")[2]
+    assert "References" not in part and "4 minutes" not in part
+
+
+def test_pandoc_s_glossary_is_read(filtered):
+    words = glossary_of(html(filtered[ROOT / "nbs/C_glossary.ipynb"]))
+    assert words["nucleus"][::2] == ("nucleus", "topp.html")
+    assert len({place for place, _, _ in words.values()}) >= 40
