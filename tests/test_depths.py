@@ -5,6 +5,8 @@ import re
 
 import pytest
 from helpers.project_files import NOTEBOOKS
+from nbfilter import split_directives
+from test_exercises import missing
 
 MARK = "## As it is shipped"
 MOST_WORDS, MOST_LINES, LONGEST_PLAIN = 1300, 60, 15
@@ -84,3 +86,9 @@ def test_plain_forms_are_short(path):
             for text in re.split(r"(?m)^(?=def )", source):
                 body = [x for x in text.splitlines()[1:] if x.startswith((" ", ")"))]
                 assert not text.startswith("def ") or len(body) <= LONGEST_PLAIN, text
+
+
+@pytest.mark.parametrize("path", MARKED, ids=lambda p: p.stem)
+def test_the_idea_uses_nothing_from_below_the_mark(path):
+    "Who stops at the mark has run everything that the idea needs."
+    assert not missing(split_directives(s)[1] for kind, s in first_depth(path) if kind == "code")
