@@ -8,7 +8,8 @@ __all__ = ['draw_fused', 'fused_sample']
 # %% ../nbs/14_fused.ipynb #e46c3126
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from math import frexp
 from os import getpid
 from threading import Timer, local
@@ -35,11 +36,13 @@ MISSING = None if numba else "it needs the package numba. Run: pip install 'deco
 uint32 = numba and numba.uint32
 
 def compiled(
-    function,  # loops over NumPy arrays and numbers
-):             # the same as machine code; `.py_func` is the original
+    function=None,  # loops over NumPy arrays and numbers; None: a decorator with these options
+    **options,      # for numba's compiler
+):                  # the same as machine code; `.py_func` is the original
     "Compiled when first called, and kept on disk where there is a place for it."
+    if function is None: return partial(compiled, **options)
     if MISSING: return function
-    options = dict(nogil=True, error_model="numpy")
+    options |= dict(nogil=True, error_model="numpy")
     try: return numba.njit(cache=True, **options)(function)
     except RuntimeError: return numba.njit(**options)(function)        # no place
 
@@ -478,6 +481,17 @@ def run_rows(
     for other in others: other.result()
 
 # %% ../nbs/14_fused.ipynb #b64c704b
+@contextmanager
+def announced(
+    what,  # is compiled inside
+):
+    "Say that something is compiled, if it takes more than a second."
+    text = f"decoding_book: compiling {what}, once"
+    note = Timer(1, print, [text], dict(file=sys.stderr, flush=True))
+    note.start()
+    try: yield
+    finally: note.cancel()
+
 _ready = set()                                           # float types
 
 def prepare(
@@ -486,11 +500,8 @@ def prepare(
 ):
     "Compile for a float type, by drawing no rows; say so if it takes long."
     kind = arrays[0].dtype
-    text = f"decoding_book: compiling the fused draw for {kind}, once"
-    note = Timer(1, print, [text], dict(file=sys.stderr, flush=True))
-    note.start()
-    try: draw_rows(*(x[:0] for x in arrays), *rest, room_for_list(1, kind))
-    finally: note.cancel()
+    with announced(f"the fused draw for {kind}"):
+        draw_rows(*(x[:0] for x in arrays), *rest, room_for_list(1, kind))
     _ready.add(kind)
 
 # %% ../nbs/14_fused.ipynb #7c1d0068

@@ -25,7 +25,16 @@ NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 MODULES = sorted((ROOT / "decoding_book").glob("*.py"))
 BIN = Path(sys.executable).parent
 EAGER = {"torch", "numpy", "matplotlib", "decoding_book"}
-LAZY = EAGER | {"numba", "tokenizers", "jinja2", "safetensors", "tqdm", "triton", "gguf"}
+LAZY = EAGER | {
+    "numba",
+    "llvmlite",
+    "tokenizers",
+    "jinja2",
+    "safetensors",
+    "tqdm",
+    "triton",
+    "gguf",
+}
 HEAVY = {
     "torch",
     "numpy",

@@ -187,13 +187,18 @@ def export(
     )
 
 
-def compile_draw(
+def compile_loops(
     project,  # A folder with the package
 ):
-    "Compile the fast draw once, before several kernels would each begin to."
+    "Compile the fast draw and the model's step once, before several kernels would each begin to."
     code = (
-        "import torch\nfrom decoding_book.fused import fused_sample\n"
-        "for dtype in torch.float32, torch.float64: fused_sample(torch.zeros(1, 2, dtype=dtype))"
+        "import torch\n"
+        "from decoding_book.fused import fused_sample\n"
+        "from decoding_book.smollm import SmolLM2\n"
+        "for dtype in torch.float32, torch.float64: fused_sample(torch.zeros(1, 2, dtype=dtype))\n"
+        "model = SmolLM2(weights='q4')\n"
+        "cache = model.new_cache(1, 3)\n"
+        "for n in 2, 1: model(torch.full((1, n), 5), cache=cache)"
     )
     env = dict(os.environ, PYTHONPATH=str(project), PYTHONDONTWRITEBYTECODE="")
     done = subprocess.run([sys.executable, "-c", code], cwd=project, env=env, capture_output=True)
@@ -335,7 +340,7 @@ def main():
     if args.copy:
         project = copy_project(args.copy)
         export(project)
-    compile_draw(project)
+    compile_loops(project)
     paths = asked_for(project / "nbs", args.names)
     print(f"Running {len(paths)} notebooks, {args.jobs} at a time", flush=True)
     start = time.perf_counter()

@@ -51,6 +51,7 @@ MAP = [
     ("kernels", "the steps of the draw on a GPU", ""),
     ("cuda", "the draw as Triton kernels", ""),
     ("huggingface", "models of transformers in this loop", "HuggingFace"),
+    ("four_bits", "the real model at the bits of its file", ""),
     ("checks", "what refuses bad input by name", ""),
     ("checkpoints", "trained weights, kept and found again", ""),
     ("gguf_file", "weights as GGUF files hold them", ""),

@@ -1,0 +1,260 @@
+"""The model at the bits of its file: the same weights, the logits of float32, and whose work it is
+to compute them."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from helpers.gguf_files import gguf, packed
+from helpers.texts import PROMPTS, TOLERANCE, ids_of
+
+from decoding_book import four_bits
+from decoding_book.beam import beam_search
+from decoding_book.four_bits import FourBits, Matrix
+from decoding_book.loop import generate, left_pad, score
+from decoding_book.smollm import SmolLM2
+from decoding_book.transformer import shakespeare
+
+pytest.importorskip("numba")
+
+
+@pytest.fixture(scope="module")
+def quick():
+    return SmolLM2(weights="q4")
+
+
+@pytest.fixture
+def threads():
+    "Sets torch's number of threads, and puts it back."
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def stepped(model, rows, mask=None, **options):
+    "The prediction after the last of (B, T) ids, one position at a time."
+    cache = model.new_cache(len(rows), rows.shape[1])
+    for t in range(rows.shape[1]):
+        part = None if mask is None else mask[:, : t + 1]
+        seen = None if mask is None else part[:, -1:]
+        out = model(rows[:, t : t + 1], seen, cache=cache, **options)
+    return out
+
+
+# ---------------------------------------------------------------- the weights
+
+
+def test_the_weights_are_those_of_float32(quick, model, full):
+    for n in range(30) if full else (0, 29):
+        ours, theirs = quick.weights.layers[n], model.weights.layers[n]
+        for name in ("qkv", "out", "up", "down"):
+            want = getattr(theirs, name)
+            want = want if torch.is_tensor(want) else want.plain()
+            assert torch.equal(getattr(ours, name).plain(), want), (n, name)
+    assert torch.equal(quick.weights.embedding.plain(), model.weights.embedding)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
+@pytest.mark.parametrize("outputs", [1, 191, 192, 193, 400])
+def test_any_number_of_outputs(kind, outputs):
+    "Tiles that are not full; two lists, each with tiles of its own."
+    number = gguf.GGMLQuantizationType[kind]
+    tensors, plain = {}, []
+    for n, name in enumerate("ab"):
+        data, weights = packed((outputs, 64), number, n)
+        rows = torch.from_numpy(np.array(data)).flatten()
+        tensors[f"{name}.weight"] = rows, int(number), (outputs, 64)
+        plain.append(weights)
+    plain = torch.cat(plain)
+    for lists in ([["a", "b"]], [["a"], ["b"]]):
+        m = Matrix(*map(np.ascontiguousarray, four_bits.four_bits(tensors, *lists)))
+        w = FourBits(m, 2 * outputs, len(lists))
+        assert torch.equal(w.plain(), plain)
+        x = torch.randn(3, 2, 64, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(w.times(x), x @ plain.T, atol=1e-4, rtol=1e-5)
+        out = np.zeros((1, m.codes.shape[0], four_bits.LANES), np.float32)
+        row = x[:1, 0].reshape(1, 2, 32).numpy()
+        inside = np.empty(four_bits.LANES, np.float32)
+        team = four_bits.Team(0, 1, np.zeros(1, np.int64))
+        four_bits.add_product(m, row, row.sum(2), out, inside, team)
+        out = torch.from_numpy(out.reshape(-1))[w.real]
+        torch.testing.assert_close(out, plain @ x[0, 0], atol=1e-4, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- the logits
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_logits_are_those_of_float32(quick, model, prompt):
+    "At once and position by position; the newest position's raw attention scores too."
+    ids = ids_of(model, prompt)
+    want = model(ids, attention=True)
+    for got in (quick(ids, attention=True), stepped(quick, ids, attention=True)):
+        torch.testing.assert_close(got.logits, want.logits, atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(got.attention, want.attention, atol=TOLERANCE, rtol=1e-4)
+        assert got.key_mask.equal(want.key_mask)
+
+
+def test_padding_is_not_seen(quick, model):
+    rows = [ids_of(model, p)[0] for p in PROMPTS[:6]]
+    ids, mask = left_pad(rows)
+    want = torch.cat([model(row[None]).logits for row in rows])
+    torch.testing.assert_close(quick(ids, mask).logits, want, atol=TOLERANCE, rtol=0)
+    cache = quick.new_cache(6, ids.shape[1] + 2)
+    quick(ids, mask, cache=cache)
+    new = torch.tensor([[7]] * 6)
+    got = quick(new, cache=cache).logits
+    want = torch.cat([model(torch.cat([row, new[0]])[None]).logits for row in rows])
+    torch.testing.assert_close(got, want, atol=TOLERANCE, rtol=0)
+    raw = quick(new, cache=cache, attention=True)
+    assert raw.attention.shape == (6, 30, 9, ids.shape[1] + 2)
+    assert raw.key_mask[:, :-2].equal(mask)
+
+
+def test_a_row_has_the_same_bits_in_any_batch_and_with_any_threads(quick, model, threads):
+    rows = torch.stack([ids_of(model, p)[0, :3] for p in PROMPTS if len(ids_of(model, p)[0]) > 2])
+    found = {}
+    for n in (1, 2, 3):
+        threads(n)
+        found[n] = stepped(quick, rows).logits
+    threads(1)
+    alone = torch.cat([stepped(quick, row[None]).logits for row in rows])
+    assert all(logits.equal(alone) for logits in found.values())
+
+
+def test_caches_grow_reorder_and_are_cut(quick, model):
+    ids = ids_of(model, PROMPTS[2])
+    cache = quick.new_cache(3, 20)
+    quick(ids, cache=cache)
+    cache.reorder([0, 0, 0])
+    new = torch.tensor([[5], [6], [7]])
+    quick(new, cache=cache)
+    cache.keep([2, 0])
+    got = quick(torch.tensor([[8], [9]]), cache=cache, last_only=False)
+    assert got.logits.shape == (2, 1, 49152)
+    for i, row in enumerate(([7, 8], [5, 9])):
+        want = model(torch.cat([ids, torch.tensor([row])], 1)).logits[0]
+        torch.testing.assert_close(got.logits[i, 0], want, atol=TOLERANCE, rtol=0)
+    with pytest.raises(ValueError, match="more do not fit"):
+        for _ in range(20):
+            quick(torch.tensor([[8], [9]]), cache=cache)
+
+
+def test_texts_are_those_of_float32(quick, batch, full):
+    "64 greedy tokens of ten prompts, alone and as one batch."
+    n = 64 if full else 16
+    ours = generate(quick, PROMPTS[:10], max_new_tokens=n, ignore_eos=True)
+    for a, b in zip(ours.ids, batch.ids):
+        assert a.equal(b[:n])
+    for prompt, want in list(zip(PROMPTS[:10], batch.ids))[: None if full else 2]:
+        assert generate(quick, prompt, max_new_tokens=n, ignore_eos=True).ids.equal(want[:n])
+
+
+def test_search_and_scores(quick, model):
+    ours, theirs = (beam_search(m, PROMPTS[0], 4, 8)[0] for m in (quick, model))
+    assert list(ours.ids) == list(theirs.ids)
+    a, b = (score(m, "The three laws of motion are old.") for m in (quick, model))
+    torch.testing.assert_close(a[:, 1:], b[:, 1:], atol=TOLERANCE, rtol=0)
+
+
+def test_agreement_and_perplexity_on_real_text(quick, model, full, record):
+    """Argmax agreement with float32, and perplexity, of every form of the weights on the same
+    text."""
+    size, pieces = (256, 8) if full else (64, 1)
+    text = "\n".join(shakespeare()[1])[:20_000]
+    ids = torch.tensor(model.encode(text)[: size * pieces]).view(pieces, size)
+    forms = {"float32": model, "q4": quick, "bfloat16": SmolLM2(torch.bfloat16)}
+    best = model(ids, last_only=False).logits.argmax(-1)
+    found = {}
+    for name, form in forms.items():
+        logits = form(ids, last_only=False).logits
+        nats = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).mean()
+        agreement = (logits.argmax(-1) == best).float().mean().item()
+        found[name] = {"agreement": agreement, "perplexity": (-nats).exp().item()}
+    record("four_bits: forms on real text", found | {"positions": best.numel()})
+    assert found["q4"]["agreement"] >= found["bfloat16"]["agreement"] - 0.01
+    assert found["q4"]["agreement"] > 0.998
+    assert found["q4"]["perplexity"] == pytest.approx(found["float32"]["perplexity"], rel=1e-4)
+
+
+# ---------------------------------------------------------------- threads and processes
+
+
+def test_two_streams_at_once(quick, threads):
+    threads(2)
+    want = {p: generate(quick, p, max_new_tokens=12).ids.tolist() for p in PROMPTS[:3]}
+    found = {}
+
+    def run(p):
+        found[p] = generate(quick, p, max_new_tokens=12).ids.tolist()
+
+    running = [threading.Thread(target=run, args=(p,)) for p in want]
+    for t in running:
+        t.start()
+    for t in running:
+        t.join(120)
+    assert found == want
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_process_has_threads_of_its_own():
+    code = """
+import os, torch
+torch.set_num_threads(2)
+from decoding_book.smollm import SmolLM2
+model = SmolLM2(weights="q4")
+def step(): return model(torch.tensor([[5]]), cache=model.new_cache(1, 1)).logits.argmax().item()
+before = step()
+child = os.fork()
+if child == 0: os._exit(0 if step() == before else 3)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout == "0\n", done.stderr
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_what_is_refused(quick, monkeypatch):
+    with pytest.raises(ValueError, match=r"weights: 'q3', expected one of \['q4', 'float32'"):
+        SmolLM2(weights="q3")
+    with pytest.raises(ValueError, match="device: cuda, but weights='q4' runs on the CPU only"):
+        SmolLM2(weights="q4", device="cuda")
+    monkeypatch.setattr(four_bits, "MISSING", "it needs numba")
+    with pytest.raises(ImportError, match="weights: 'q4' cannot be had, it needs numba"):
+        four_bits.packed(quick.config, {})
+
+
+def test_weights_by_the_name_of_a_type():
+    for name in ("float32", "bfloat16"):
+        assert SmolLM2(weights=name).form is SmolLM2(getattr(torch, name)).form
+
+
+def test_a_file_stored_otherwise_is_refused_by_tensor():
+    tensors = {"a.weight": (torch.zeros(34, dtype=torch.uint8), 8, (1, 32))}
+    with pytest.raises(ValueError, match=r"reads a as \['Q4_1', 'Q4_0'\], .* it is Q8_0"):
+        four_bits.four_bits(tensors, ["a"])
+
+
+def test_one_piece_of_work_at_a_time(threads):
+    "Else the parts of one could wait for a thread that waits for the parts of another."
+    threads(2)
+    busy, most = [], []
+
+    def work(part, parts):
+        busy.append(part)
+        most.append(len(busy))
+        threading.Event().wait(0.02)
+        busy.remove(part)
+
+    pieces = [threading.Thread(target=four_bits.run_parts, args=(work,)) for _ in range(3)]
+    for t in pieces:
+        t.start()
+    for t in pieces:
+        t.join()
+    assert max(most) == 2 and len(most) == 6
