@@ -11,6 +11,7 @@ import board as tool
 import numpy as np
 import pytest
 import torch
+from helpers.project_files import NOTEBOOKS, cells
 from helpers.stable_sort import stable_argsort
 from pages import PLACE, for_everyone
 
@@ -343,6 +344,7 @@ def test_a_board_in_a_chapter_leaves_the_address_alone(visit, site, tmp_path):
     tab.wait_for_function("document.querySelector('.knob-board').dataset.ready.endsWith('=0.5')")
     assert link.get_attribute("href").endswith("/board.html#prompt=year&top_p=0.5")
     assert tab.url.endswith("page.html#a-heading")
+    second.scroll_into_view_if_needed()
     second.locator(".kb-bars tbody th", has_text="Paris").first.wait_for()
 
 
@@ -385,6 +387,22 @@ def test_axe_finds_nothing_serious(visit, scheme):
     found = tab.evaluate("""async () => (await axe.run('.knob-board', {preload: false})).violations
       .flatMap(v => v.nodes.map(n => `${v.impact} ${v.id}: ${n.target}`))""")
     assert [line for line in found if not line.startswith(("minor", "moderate"))] == []
+
+
+def settings_in_the_book():
+    "(notebook, settings) of each link to the board and of each board in a chapter."
+    for path in NOTEBOOKS:
+        text = "\n".join(source for _, source in cells(path, "markdown"))
+        found = re.findall(r"board\.html#([^)\s\"]*=[^)\s\"]*)|data-settings=\"([^\"]*)\"", text)
+        yield from ((path.stem, (link or held).replace("&amp;", "&")) for link, held in found)
+
+
+def test_the_board_understands_every_setting_in_the_book(visit):
+    tab, found = visit(), list(settings_in_the_book())
+    assert len({stem for stem, _ in found}) >= 1 and len(found) >= 10
+    for stem, text in found:
+        tab.evaluate("text => document.querySelector('.knob-board').board.take(text)", text)
+        assert tab.evaluate("document.querySelector('.knob-board').board.wrong") == "", (stem, text)
 
 
 # ---- the rows

@@ -124,10 +124,12 @@
 
   // ---- what is computed of a row
 
+  const rawOf = {};
   function lawOf(row, logits, state) {
     const settings = settingsOf(state);
     const z = book.penalize(logits, row.ids, row.given, settings);
-    const kept = book.filter(z, settings), raw = book.filter(logits), order = book.filter(z);
+    const kept = book.filter(z, settings), raw = (rawOf[row.name] ??= book.filter(logits));
+    const order = state.repetition_penalty === 1 ? raw : book.filter(z);
     const before = (i) => Math.exp(raw.scores[i] - raw.best) / raw.mass;
     const stays = new Set(kept.ids);
     const after = (i) => stays.has(i) ? Math.exp(kept.scores[i] - kept.best) / kept.mass : 0;
@@ -667,10 +669,15 @@
     }
   }
 
-  const places = [...document.querySelectorAll(".knob-board")];
-  if (places.length) {
-    load("rows", "rows.js").then(() => {
-      for (const place of places) (place.board = new Board(place));
-    });
+  // A board in a chapter is built when the reader comes near.
+  const build = (place) => load("rows", "rows.js").then(() => { place.board = new Board(place); });
+  const near = new IntersectionObserver((seen) => seen.forEach(({ isIntersecting, target }) => {
+    if (!isIntersecting) return;
+    near.unobserve(target);
+    build(target);
+  }), { rootMargin: "900px" });
+  for (const place of document.querySelectorAll(".knob-board")) {
+    if (place.dataset.settings === undefined) build(place);
+    else near.observe(place);
   }
 })();

@@ -105,7 +105,7 @@
     const up = (b) => b < 0 ? 2147483648 - (b & 0x7fffffff) : 2147483648 + b;
     const keys = new Float64Array(ids.length);
     ids.forEach((i, n) => { keys[n] = (4294967296 - up(bits[i])) * 2 ** 20 + i; });
-    keys.sort().forEach((key, n) => { ids[n] = key % 2 ** 20; });
+    keys.sort().forEach((key, n) => { ids[n] = key % 2 ** 20 | 0; });
     return ids;
   }
 
@@ -217,8 +217,9 @@
     return z;
   }
 
-  // What the filters keep of a row: { scores, best, ids, mass }, ids in rank order. A Float32Array
-  // is reckoned in float32, as torch does; any other numbers in float64.
+  // What the filters keep of a row: { scores, best, ids, mass }, ids in rank order, and for `race`
+  // the same ids with their scores below the best. A Float32Array is reckoned in float32, as torch
+  // does; any other numbers in float64.
   function filter(logits, settings = {}) {
     const asked = { ...DEFAULTS, ...settings };
     check(logits, asked);
@@ -242,7 +243,13 @@
       }
     }
     const { scores, ids } = state, best = scores[ids[0]];
-    return { scores, best, ids, mass: ids.reduce((sum, i) => sum + exp(scores[i] - best), 0) };
+    const order = Int32Array.from(ids), gaps = new Float64Array(ids.length);
+    let mass = 0;
+    order.forEach((i, n) => {
+      gaps[n] = span.round(scores[i] - best);
+      mass += exp(scores[i] - best);
+    });
+    return { scores, best, ids, order, gaps, mass };
   }
 
   // Less bits, more noise: it is at most that of the least number that begins with as many zeros.
@@ -256,16 +263,21 @@
     return [score, luck, round(score + luck)];
   }
 
-  // The token that wins under a key, of what `filter` kept.
+  // The token that wins under a key, of what `filter` kept. A token whose most noise leaves it
+  // behind the best so far is passed over by its bits alone; behind it all others are, too, once
+  // no noise at all would do.
   function race(kept, key = {}) {
-    const { scores, best, ids } = kept, [a, b] = keyState(key);
-    const round = scores instanceof Float32Array ? Math.fround : (x) => x;
-    let token = -1, top = -Infinity;
-    for (const i of ids) {
-      const bits = mix(mix(i ^ a) ^ b), gap = round(scores[i] - best);
-      if (round(gap + MOST_NOISE[Math.clz32(bits)]) < top) continue;
-      const score = round(gap + noise(bits));
-      if (score > top || (score === top && i < token)) [token, top] = [i, score];
+    const { order, gaps } = kept, [a, b] = keyState(key);
+    const single = kept.scores instanceof Float32Array;
+    let token = -1, top = -Infinity, near = -Infinity;
+    for (let n = 0; n < order.length && gaps[n] + MOST_NOISE[32] >= near; n++) {
+      const i = order[n], bits = mix(mix(i ^ a) ^ b);
+      if (gaps[n] + MOST_NOISE[Math.clz32(bits)] < near) continue;
+      const sum = gaps[n] + noise(bits), score = single ? Math.fround(sum) : sum;
+      if (score > top || (score === top && i < token)) {
+        [token, top] = [i, score];
+        near = top - 1e-6 * (1 + Math.abs(top));      // rounding moves a sum by less
+      }
     }
     return token;
   }
