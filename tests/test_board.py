@@ -114,7 +114,7 @@ def in_python(row, knobs, system, seed=0, at=0):
 def test_every_setting_is_python_s(visit, rows, full, record, monkeypatch):
     "Kept set, probabilities, entropy, varentropy and the drawn token, over all rows."
     monkeypatch.setattr(torch.Tensor, "argsort", stable_argsort)
-    rng, tab, worst, count = np.random.default_rng(3), visit(), 0, 228 if full else 38
+    rng, tab, worst, count = np.random.default_rng(3), visit(), 0, 228 if full else 25
     for n in range(count):
         name = list(rows)[n % len(rows)]
         text, (knobs, system, seed, at) = a_setting(rng, name)
@@ -122,7 +122,8 @@ def test_every_setting_is_python_s(visit, rows, full, record, monkeypatch):
         cut, law, token = in_python(rows[name], knobs, system, seed, at)
         assert sorted(seen["kept"]) == cut.isfinite().nonzero()[:, 0].tolist(), text
         assert seen["drawn"] == token, text
-        worst = max(worst, *(law[seen["kept"]].double() - torch.tensor(seen["after"])).abs())
+        after = torch.tensor(seen["after"], dtype=torch.float64)
+        worst = max(worst, (law[seen["kept"]].double() - after).abs().max().item())
         model = torch.tensor(rows[name]["logits"]).double().softmax(-1)[seen["kept"]]
         assert torch.tensor(seen["before"]).sub(model).abs().max() < 1e-6, text
         assert seen["mass"] == pytest.approx(model.sum().item(), abs=1e-6), text
@@ -350,7 +351,7 @@ def test_a_board_in_a_chapter_leaves_the_address_alone(visit, site, tmp_path):
 
 def test_the_page_for_jupyter_shows_the_same(visit):
     tab = visit("prompt=sum&top_k=2", tool.make() / "index.html")
-    assert len(tab.evaluate(SEEN)["kept"]) == 2
+    assert len(tab.evaluate(SEEN)["kept"]) == 2 and len(tab.asked) == 1
 
 
 def test_the_page_is_light_fast_and_does_not_jump(visit, rows, site, record):

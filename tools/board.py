@@ -55,9 +55,9 @@ STEPS = [0, 1, 2, 51, 55]
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>The knob board</title>
-<link rel="stylesheet" href="board.css">
+<style>{style}</style>
 <body class="alone"><div class="knob-board"></div>
-<script src="draw.js"></script><script src="board.js"></script>
+{scripts}
 """
 
 
@@ -168,6 +168,20 @@ def stamp(
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
+def one_page(
+    folder,  # With the rows and the board's scripts
+):
+    """The board in one file: Jupyter shows a file in a frame, and keeps from it all that it would
+    load."""
+    names = ["rows.js", "words.js", *sorted(p.name for p in folder.glob("row-*.js")), *SCRIPTS[:2]]
+    scripts = [(folder / name).read_text(encoding="utf-8") for name in names]
+    scripts = [s.replace("</script", "<\\/script") for s in scripts]  # it would end there
+    return PAGE.format(
+        style=(folder / "board.css").read_text(encoding="utf-8"),
+        scripts="\n".join(f"<script>{script}</script>" for script in scripts),
+    )
+
+
 def make(
     project=ROOT,  # The folder with the package; rows go to its build/board
 ):
@@ -184,7 +198,7 @@ def make(
         fresh.rename(folder)
     for name in SCRIPTS:
         shutil.copy2(Path(__file__).with_name(name), folder)
-    (folder / "index.html").write_text(PAGE, encoding="utf-8")
+    (folder / "index.html").write_text(one_page(folder), encoding="utf-8")
     return folder
 
 
