@@ -19,9 +19,9 @@ import torch
 from .checks import check_logits, in_float64, key_part, per_row
 from .loop import Draw
 from .noise import Key, check_key, gumbel_max
-from .penalties import (bias_vector, check_history, end_ids, frequency_penalty,
-                                     logit_bias, min_length, no_repeat_ngram, presence_penalty,
-                                     repetition_penalty)
+from .penalties import bias_vector, check_history, end_ids, frequency_penalty
+from .penalties import logit_bias, min_length, no_repeat_ngram, presence_penalty
+from .penalties import repetition_penalty
 from .temperature import temperature
 from .topk import top_k
 from .topp import min_p, ranked_prefix, top_p, whole_weights
