@@ -133,7 +133,8 @@
     const before = (i) => Math.exp(raw.scores[i] - raw.best) / raw.mass;
     const stays = new Set(kept.ids);
     const after = (i) => stays.has(i) ? Math.exp(kept.scores[i] - kept.best) / kept.mass : 0;
-    const mass = kept.ids.reduce((sum, i) => sum + before(i), 0);
+    const mass = kept.ids.length === order.ids.length ? 1
+      : kept.ids.reduce((sum, i) => sum + before(i), 0);
     return { kept, raw, order: order.ids, before, after, stays, mass, row, settings, z,
              doubt: book.measures(kept), doubtBefore: book.measures(raw) };
   }
