@@ -425,10 +425,12 @@
       this.showKnobs();
       this.showText(row);
       try {
-        const [logits, words] = await Promise.all([logitsOf(row.name), wordsOf()]);
+        const law = lawOf(row, await logitsOf(row.name), wanted);
+        const few = !this.race && !this.heats
+          && law.order.slice(0, this.rows).every((i) => i in row.leading);
+        const words = few ? row.leading : await wordsOf();
         if (turn !== this.turn) return;
-        this.words = words;
-        this.law = lawOf(row, logits, wanted);
+        Object.assign(this, { law, words });
       } catch (error) {
         this.say(`This row could not be shown: ${error.message}.`);
         return;
@@ -614,6 +616,7 @@
         if (asked() !== before) break;
       }
       p.many.removeAttribute("aria-busy");
+      this.words = await wordsOf();
       if (asked() !== before) return;
       this.thousand = true;
       this.showThousand(bins(law, counts, n));

@@ -141,6 +141,7 @@ def write_rows(
     for name, kind, ids, given in texts(model):
         row = model(torch.tensor([ids])).logits[0].half()
         doubt = [round(x.item(), 3) for x in measures(row.double())]
+        best = row.float().argsort(dim=-1, descending=True, stable=True)[:60].tolist()
         known.append(
             {
                 "name": name,
@@ -151,6 +152,7 @@ def write_rows(
                 "given": given,
                 "entropy": doubt[0],
                 "varentropy": doubt[1],
+                "leading": {i: words[i] for i in best},  # a page that draws needs all words
             }
         )
         (folder / f"row-{name}.js").write_text(script(name, pack(row.numpy())), encoding="utf-8")
