@@ -443,7 +443,8 @@
       this.showPython();
       this.place.dataset.ready = this.hash;
       clearTimeout(this.saying);
-      this.saying = setTimeout(() => this.say(this.sentence()), panel ? 0 : 250);
+      const text = this.sentence();
+      this.saying = setTimeout(() => this.say(text), panel ? 0 : 250);
       if (panel) panel.scrollIntoView({ block: "nearest" });
     }
 
