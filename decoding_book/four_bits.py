@@ -24,7 +24,7 @@ from .gguf_file import BLOCKS, TYPES, dequantise
 from .loop import Prediction
 
 # %% ../nbs/20_four_bits.ipynb #20a0f033
-LANES = 192
+LANES = 96
 
 def side_by_side(
     blocks,    # (out, n, bytes)
@@ -35,10 +35,10 @@ def side_by_side(
     return blocks.reshape(-1, LANES, *blocks.shape[1:]).transpose(0, 2, 3, 1)
 
 def halves(
-    pairs,    # (tiles, n, 2, LANES) uint8, side by side
-):            # (tiles, n, LANES) float32
+    pairs,    # (tiles, n, 2 s, LANES) uint8, side by side
+):            # (tiles, n, s, LANES) float32
     "Two bytes each, read as a 16-bit float."
-    both = np.stack([pairs[:, :, 0], pairs[:, :, 1]], -1)
+    both = np.stack([pairs[:, :, ::2], pairs[:, :, 1::2]], -1)
     return both.view(np.float16)[..., 0].astype(np.float32)
 
 # %% ../nbs/20_four_bits.ipynb #20a0f078
@@ -54,8 +54,7 @@ SUMS = {"reassoc", "contract", "nsz"}     # sums in any order, products and sums
 @compiled(fastmath=SUMS)
 def add_four_bits(
     codes,     # (n, 16, LANES) int8: two codes a byte, for inputs 16 apart, each less 8
-    steps,     # (n, LANES)
-    leasts,    # (n, LANES)
+    scales,    # (n, 2, LANES): steps and least values
     x,         # (n, 32)
     sums,      # (n,) of x
     inside,    # (LANES,) to work in
@@ -70,7 +69,8 @@ def add_four_bits(
                 inside[r] += np.float32(np.int32(np.int8(codes[b, j, r] << 4) >> 4)) * low
                 inside[r] += np.float32(np.int32(codes[b, j, r] >> 4)) * high
         for r in range(LANES):
-            out[r] += steps[b, r] * inside[r] + (leasts[b, r] + 8 * steps[b, r]) * sums[b]
+            step, least = scales[b, 0, r], scales[b, 1, r]
+            out[r] += step * inside[r] + (least + 8 * step) * sums[b]
 
 # %% ../nbs/20_four_bits.ipynb #20a0f039
 @compiled(fastmath=SUMS)
@@ -84,11 +84,10 @@ def add_eight_bits(
     "Add a tile times x."
     for b in range(len(codes)):
         inside[:] = 0
-        for j in range(16):
-            low, high = x[b, j], x[b, 16 + j]
+        for j in range(0, 32, 2):
             for r in range(LANES):
-                inside[r] += np.float32(codes[b, j, r]) * low
-                inside[r] += np.float32(codes[b, 16 + j, r]) * high
+                inside[r] += np.float32(codes[b, j, r]) * x[b, j]
+                inside[r] += np.float32(codes[b, j + 1, r]) * x[b, j + 1]
         for r in range(LANES): out[r] += steps[b, r] * inside[r]
 
 # %% ../nbs/20_four_bits.ipynb #20a0f042
@@ -209,7 +208,7 @@ def meet(
         if looks > 3000: let_others_run(counter)
 
 # %% ../nbs/20_four_bits.ipynb #20a0f053
-Matrix = namedtuple("Matrix", "codes steps leasts")               # a layer each, in tiles
+Matrix = namedtuple("Matrix", "codes scales")                     # a layer each, in tiles
 Layers = namedtuple("Layers", "attn_norm qkv out ffn_norm up down")
 Head = namedtuple("Head", "norm codes steps")
 Sizes = namedtuple("Sizes", "heads kv_heads size width hidden eps")
@@ -229,11 +228,10 @@ def add_product(
     "This thread's tiles, for all rows."
     for t in range(team.part, len(m.codes), team.parts):
         for row in range(len(x)):
-            add_four_bits(m.codes[t], m.steps[t], m.leasts[t], x[row], sums[row], inside,
-                          out[row, t])
+            add_four_bits(m.codes[t], m.scales[t], x[row], sums[row], inside, out[row, t])
 
 @compiled
-def of_layer(m, l): return Matrix(m.codes[l], m.steps[l], m.leasts[l])
+def of_layer(m, l): return Matrix(m.codes[l], m.scales[l])
 
 # %% ../nbs/20_four_bits.ipynb #20a0f055
 @compiled
@@ -286,7 +284,7 @@ def attend_heads(l, w, sizes, past, desk, team, due):
     meet(counter, due + 3 * parts)
     return due + 3 * parts
 
-# %% ../nbs/20_four_bits.ipynb #20a0f058
+# %% ../nbs/20_four_bits.ipynb #20a0f086
 @compiled
 def look_within(l, w, sizes, desk, team, due):
     "A layer's small network, added to x."
@@ -309,6 +307,7 @@ def look_within(l, w, sizes, desk, team, due):
     meet(counter, due + 4 * parts)
     return due + 4 * parts
 
+# %% ../nbs/20_four_bits.ipynb #20a0f058
 @compiled
 def run_step(w, head, sizes, past, desk, team):
     "One new position a row: from the embedded tokens in x to logits."
@@ -343,16 +342,16 @@ def file_blocks(
 def four_bits(
     tensors,
     *parts,    # lists of names; a list's matrices stand below each other, a tile begins a list
-):             # codes, steps, leasts, in tiles
+):             # codes and scales, in tiles
     "Matrices of one layer as `add_four_bits` reads them."
     found = [file_blocks(tensors, name, (3, 2)) for names in parts for name in names]
     (kind,) = {kind for _, kind in found}
     lists, blocks = iter(found), []
     for names in parts: blocks.append(np.concatenate([next(lists)[0] for _ in names]))
     tiles = np.concatenate([side_by_side(b) for b in blocks])
+    if kind == 3: return signed(tiles[:, :, 4:]), halves(tiles[:, :, :4])
     steps = halves(tiles[:, :, :2])
-    leasts = halves(tiles[:, :, 2:4]) if kind == 3 else -8 * steps
-    return signed(tiles[:, :, 4 if kind == 3 else 2:]), steps, leasts
+    return signed(tiles[:, :, 2:]), np.concatenate([steps, -8 * steps], 2)
 
 # %% ../nbs/20_four_bits.ipynb #20a0f060
 def stacked(
@@ -377,7 +376,7 @@ def unpack_four_bits(
     "A matrix as plain numbers, an input a line."
     for t in range(part, len(m.codes), parts):
         for b in range(m.codes.shape[1]):
-            steps, leasts = m.steps[t, b], m.leasts[t, b]
+            steps, leasts = m.scales[t, b]
             for j in range(16):
                 low = out[32 * b + j, t * LANES:(t + 1) * LANES]
                 high = out[32 * b + 16 + j, t * LANES:(t + 1) * LANES]
@@ -558,7 +557,7 @@ def packed(
                vectors("ffn_norm"), matrix("ffn_gate", "ffn_up"), matrix("ffn_down"))
     tiles = side_by_side(file_blocks(tensors, "token_embd", (8,))[0])
     embedding = EightBits(np.ascontiguousarray(tiles[:, :, 2:].view(np.int8)),
-                          halves(tiles[:, :, :2]), c.vocab)
+                          halves(tiles[:, :, :2])[:, :, 0].copy(), c.vocab)
     norm = vector("output_norm")
     sizes = Sizes(c.heads, c.kv_heads, c.size, c.width, c.hidden, c.eps)
     one = OnePosition(w, embedding, norm, sizes)

@@ -1,0 +1,246 @@
+"""Tokens a second of every form of SmolLM2's weights: this book, transformers, and llama.cpp where
+its Python wheel is there.
+
+    python -m benchmarks.four_bits              one thread and two; batches, beams, a long prompt
+    python -m benchmarks.four_bits --quick      a short look, nothing recorded
+    python -m benchmarks.four_bits --load       only: seconds and memory of loading, a fresh process
+
+All forms run in one process, in turns, greedy, with the end mark off, from the same prompt. Each is
+run as its users run it: `generate` here, `model.generate` of transformers, `eval` and the largest
+logit in llama.cpp, on the same file. A form's medians and the medians of ratios of one round are
+kept.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+from benchmarks.common import (
+    PROMPT,
+    arguments,
+    load,
+    reference_weights,
+    save,
+    transformers_peer,
+)
+from benchmarks.smollm import run_loop, run_ours, run_transformers
+
+LOADING = """
+import resource, sys, time
+import numpy, torch, numba
+from decoding_book import four_bits, smollm
+def resident(): return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
+before, start = resident(), time.perf_counter()
+model = smollm.SmolLM2(weights=sys.argv[1])
+seconds = time.perf_counter() - start
+most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+print(seconds, resident() - before, most - before)
+"""
+
+
+def loading(form):
+    "Seconds and megabytes, after the libraries are imported, of a fresh process."
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING, form], capture_output=True, text=True, check=True
+    )
+    seconds, kept, most = map(float, done.stdout.split())
+    return {"seconds": round(seconds, 2), "megabytes": round(kept), "most": round(most)}
+
+
+def llama(threads, rows):
+    "llama.cpp's greedy loop over the file, or None where the wheel is not installed."
+    try:
+        from llama_cpp import Llama
+    except ImportError:
+        return None
+    from decoding_book.smollm import weights_path
+
+    if rows > 1:
+        return None
+    model = Llama(
+        str(weights_path()),
+        n_ctx=1024,
+        n_threads=threads,
+        n_threads_batch=threads,
+        logits_all=False,
+        verbose=False,
+    )
+
+    def run(_, ids, n):
+        import numpy as np
+
+        start = time.perf_counter()
+        model.reset()
+        model.eval(ids[0].tolist())
+        for i in range(n):
+            logits = np.ctypeslib.as_array(model._ctx.get_logits(), (49152,))
+            best = int(logits.argmax())
+            if i < n - 1:
+                model.eval([best])
+        return time.perf_counter() - start, None
+
+    return run
+
+
+def run_beam(model, ids, n):
+    "Four beams, here."
+    from decoding_book.beam import beam_search
+
+    start = time.perf_counter()
+    beam_search(model, ids, 4, n)
+    return time.perf_counter() - start, None
+
+
+def run_beam_transformers(model, ids, n):
+    "Four beams, in transformers."
+    import torch
+
+    start = time.perf_counter()
+    with torch.inference_mode():
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=n,
+            num_beams=4,
+            do_sample=False,
+        )
+    return time.perf_counter() - start, None
+
+
+def entrants(models, peers, what, threads, rows):
+    "Name -> (a way to run, a model)."
+    here, there = (run_beam, run_beam_transformers) if what == "beam 4" else (run_loop, None)
+    there = there or run_transformers
+    found = {name: (here, model) for name, model in models.items()}
+    found |= {f"transformers {name}": (there, peer) for name, peer in peers.items()}
+    if what != "beam 4":
+        found["q4, the model alone"] = (run_ours, models["q4"])
+        if run := llama(threads, rows):
+            found["llama.cpp"] = (run, None)
+    return found
+
+
+def compare(models, peers, what, ids, tokens, rounds, threads):
+    "Tokens a second of each form, and its ratio to each peer."
+    runs = entrants(models, peers, what, threads, len(ids))
+    speed = {name: [] for name in runs}
+    for turn in range(rounds + 1):  # the first only warms up
+        for name, (run, model) in runs.items():
+            seconds, _ = run(model, ids, tokens)
+            if turn:
+                speed[name].append(len(ids) * tokens / seconds)
+    row = {"what": what, "threads": threads, "tokens": tokens, "rounds": rounds}
+    row["tokens_per_second"] = {n: round(statistics.median(s), 1) for n, s in speed.items()}
+    row["ratios"] = {
+        f"{ours} to {theirs}": round(
+            statistics.median(a / b for a, b in zip(speed[ours], speed[theirs])), 2
+        )
+        for ours in models
+        for theirs in speed
+        if theirs.startswith(("transformers", "llama"))
+    }
+    row["load_average"] = load()
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def step_parts(model, rounds=200):
+    "Microseconds of one step's parts, one thread, each measured alone."
+    import numpy as np
+    import torch
+
+    from decoding_book import four_bits as F
+
+    torch.set_num_threads(1)
+    one, cache = model.weights.one_position, model.new_cache(1, 64)
+    w, desk, team = one.layers, one.desk(1, 64, 1), F.Team(0, 1, np.zeros(1, np.int64))
+    past = F.Past(
+        cache.keys.numpy(),
+        cache.values.numpy(),
+        np.ones((1, 64), bool),
+        np.ones((1, one.sizes.size // 2, 2), np.float32),
+    )
+    desk.x[:] = 1
+
+    def products():
+        for n in range(len(w.attn_norm)):
+            for m, x, out in (
+                (w.qkv, desk.normed, desk.qkv),
+                (w.out, desk.mixed, desk.x),
+                (w.up, desk.normed, desk.both),
+                (w.down, desk.inner, desk.x),
+            ):
+                F.add_product(
+                    F.of_layer(m, n),
+                    x,
+                    desk.sums,
+                    out.reshape(1, -1, F.LANES),
+                    desk.inside[0],
+                    team,
+                )
+
+    def head():
+        rows, out = desk.normed, desk.logits.reshape(1, -1, F.LANES)
+        F.multiply_eight_bits(one.head.codes, one.head.steps, rows, out, 0, 1)
+
+    def step():
+        team.counter[:] = 0
+        F.run_step(w, one.head, one.sizes, past, desk, team)
+
+    def call():
+        cache.length = 63
+        model(torch.tensor([[5]]), cache=cache)
+
+    for array in (desk.normed, desk.mixed, desk.inner, desk.sums):
+        array[:] = 0.1
+    times = {}
+    for name, part in {"products": products, "head": head, "step": step, "call": call}.items():
+        part()
+        taken = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            part()
+            taken.append(time.perf_counter() - start)
+        times[name] = round(statistics.median(taken) * 1e6)
+    print(json.dumps(times), flush=True)
+    return times
+
+
+def main():
+    usual, quick = dict(tokens=48, rounds=5, batch=16), dict(tokens=12, rounds=1, batch=4)
+    import torch
+
+    only_loading = "--load" in sys.argv
+    sys.argv = [a for a in sys.argv if a != "--load"]
+    args = arguments(__doc__, "four_bits.json", usual, quick)
+    from decoding_book.smollm import SmolLM2, weights_path
+
+    loads = {form: loading(form) for form in ("q4", "bfloat16", "float32")}
+    print(json.dumps(loads), flush=True)
+    if only_loading:
+        return
+    weights, _ = reference_weights(weights_path())
+    models = {name: SmolLM2(weights=name) for name in ("q4", "float32", "bfloat16")}
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    peers = {name: transformers_peer(weights, kind) for name, kind in kinds.items()}
+    one = torch.tensor([models["q4"].encode(PROMPT)])
+    long = one.repeat(1, 512 // one.shape[1] + 1)[:, :512]
+    parts, rows = step_parts(models["q4"]), []
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        for what, ids, n in (
+            ("batch 1", one, args.tokens),
+            ("batch 4", one.repeat(4, 1), args.tokens // 2),
+            (f"batch {args.batch}", one.repeat(args.batch, 1), args.tokens // 4),
+            ("beam 4", one, args.tokens // 2),
+            ("a prompt of 512", long, 1),
+        ):
+            rows.append(compare(models, peers, what, ids, n, args.rounds, threads))
+    if not args.quick:
+        save(args.out, prompt=PROMPT, rows=rows, loading=loads, step_microseconds=parts)
+
+
+if __name__ == "__main__":
+    main()
