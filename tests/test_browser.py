@@ -17,6 +17,11 @@ import yaml
 from build_site import build
 from helpers.project_files import ROOT
 
+from decoding_book.beam import beam_search
+from decoding_book.show import percent
+from decoding_book.toy import six_words
+from decoding_book.trees import panels_of, stepper_html
+
 BROWSER = next(
     filter(
         None,
@@ -313,6 +318,99 @@ def test_a_token_shows_its_alternatives_by_touch(tab):
     assert popup.is_visible()
     box = popup.bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= 376
+
+
+# ---- steps, one at a time
+
+STEPPED = """box => [...box.querySelectorAll('.dw-now .dw-c > div')].map(panel => ({
+  said: [...panel.querySelectorAll('p[data-p]')].filter(seen).map(p => p.textContent),
+  lines: [...panel.querySelectorAll('.dw-l li')].map(line => [...line.children].slice(1).map(
+    part => seen(part) ? part.textContent.trim() : ''))}))"""
+
+
+@pytest.fixture(scope="module")
+def record():
+    "What Python knows of the beams of three widths: for each step its panels."
+    results = {f"width {k}": beam_search(six_words(), "", k, 5) for k in (1, 2, 3)}
+    return [dict(zip(results, step)) for step in zip(*panels_of(results, None, 10)[0].values())]
+
+
+def of_panel(panel, phase):
+    "What a panel shows in a phase, and what is read aloud."
+    lines = [
+        [line.name, line.score, percent(line.p), line.fate if phase == 2 else ""]
+        for line in panel.lines
+    ]
+    return {"said": panel.said[:phase], "lines": lines}
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_whole_beam_is_stepped_through_by_keyboard_as_python_recorded_it(tab, record, width):
+    page = tab("beam", viewport={"width": width, "height": 844})
+    page.evaluate("() => { window.seen = e => getComputedStyle(e).visibility === 'visible' }")
+    box = page.locator(".dw").first
+    box.focus()
+    height = box.bounding_box()["height"]
+    frames = [(step, phase) for step in record for phase in (1, 2)]
+    moves = [("ArrowRight", n) for n in range(1, 10)]
+    moves += [("ArrowLeft", n) for n in (8, 7)] + [("Home", 0), ("End", 9), ("ArrowRight", 9)]
+    assert box.get_by_role("status").inner_text() == ""  # nothing is read while a page loads
+    for key, n in [(None, 0), *moves]:
+        if key:
+            page.keyboard.press(key)
+        step, phase = frames[n]
+        assert box.evaluate(STEPPED) == [of_panel(p, phase) for p in step.values()]
+        assert f"{n + 1} of {len(frames)}" in box.locator(".dw-b").inner_text()
+        if key:
+            aloud = " ".join(f"{name}: {p.said[phase - 1]}" for name, p in step.items())
+            assert box.get_by_role("status").inner_text() == aloud
+        assert box.bounding_box()["height"] == height  # nothing jumps
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_buttons_step_too_and_play_goes_to_the_end_and_stops(tab):
+    page = tab("loop", viewport={"width": 390, "height": 844})
+    box = page.locator(".dw").first
+    back, following, play = (box.get_by_role("button", name=n) for n in ("Back", "Next", "Play"))
+    assert back.get_attribute("aria-disabled") == "true"
+    following.click()
+    assert box.get_attribute("data-at") == "1"
+    back.focus()
+    page.keyboard.press("Enter")
+    assert box.get_attribute("data-at") == "0"
+    page.keyboard.press("End")
+    last = int(box.get_attribute("data-at"))
+    assert following.get_attribute("aria-disabled") == "true"
+    assert 'Appended: "I like cold coffee stop".' in box.get_by_role("status").inner_text()
+    page.keyboard.press("ArrowLeft")
+    play.click()
+    page.wait_for_function(f"document.querySelector('.dw').dataset.at == {last}")
+    assert box.get_by_role("button", name="Play").is_visible()
+
+
+def test_several_steppers_on_one_page_do_not_know_each_other_and_show_all_without_a_script(
+    browser, tmp_path, record
+):
+    one = stepper_html(beam_search(six_words(), "", 2, 5))
+    path = tmp_path / "two.html"
+    path.write_text(f"<!doctype html><meta charset=utf-8>{one}{one}", encoding="utf-8")
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    page.locator(".dw").last.focus()
+    page.keyboard.press("ArrowRight")
+    assert [box.get_attribute("data-at") for box in page.locator(".dw").all()] == ["0", "1"]
+    page.emulate_media(media="print")
+    assert page.locator(".dw").first.get_by_text("The search is over").is_visible()
+    page.close()
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(path.as_uri())
+    said = [p.inner_text() for p in page.locator(".dw").first.locator("p[data-p]").all()]
+    assert said == [sentence for step in record for sentence in step["width 2"].said]
+    assert page.locator("button").count() == 0
+    tops = [p.bounding_box()["y"] for p in page.locator("p[data-p]").all()]
+    assert tops == sorted(set(tops))
+    context.close()
 
 
 def test_the_chapters_can_be_reached_on_a_phone(tab):

@@ -56,7 +56,7 @@ MAP = [
     ("checkpoints", "trained weights, kept and found again", ""),
     ("gguf_file", "weights as GGUF files hold them", ""),
     ("show", "a decode to look at: tokens, bars, heat", "tokens_html"),
-    ("trees", "a search to look at", "tree_html beam_html"),
+    ("trees", "a search to look at", "tree_html beam_html stepper_html"),
 ]
 
 TEMPLATE = '''"""{title}: language-model decoding from scratch.
