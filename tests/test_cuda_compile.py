@@ -134,6 +134,7 @@ SHOWN = [
     ("first_max", dict(z=F32, out=I64), dict(BLOCK=256)),
     ("show_below", dict(z=F32, out=F32), dict(N=4)),
     ("largest", dict(z=F32, out=F32), dict(BLOCK=256)),
+    ("first_look", dict(z=F32, peaks=F32), dict(BLOCK=256, CHUNK=4)),
     ("log_sum", dict(z=F32, out=F32), dict(BLOCK=256)),
     ("show_moments", dict(z=F32, out=F64), dict(BLOCK=256)),
     ("show_scaled", dict(z=F32, t=F32, out=F32), dict(N=8192)),
