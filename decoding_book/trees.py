@@ -427,11 +427,11 @@ STEP_CSS = """<style>
 grid-template-columns:repeat(auto-fit,minmax(min(16rem,100%),1fr))}
 .dw p{margin:.25em 0;font-size:.9em;overflow-wrap:anywhere}
 .dw .dw-x{white-space:pre-wrap;font-size:1em}.dw mark{background:rgba(230,159,0,.35);color:inherit}
-.dw .dw-l li{position:relative;display:grid;grid-template-columns:minmax(0,1fr) auto 4em 5em;
+.dw .dw-l li{position:relative;display:grid;grid-template-columns:minmax(0,1fr) auto 5em 5em;
 gap:.6em;margin:2px 0;padding:0 .4em;border-left:4px solid transparent;overflow-wrap:anywhere;
 font-size:.9em;font-variant-numeric:tabular-nums}
 .dw .dw-l .dw-w{border-left-color:#D55E00}.dw-l .dw-w b{font-weight:700}.dw-l b{font-weight:400}
-.dw .dw-l span{text-align:right}
+.dw .dw-l span{text-align:right;white-space:nowrap}
 .dw .dw-l i{position:absolute;inset:0 auto 0 0;background:rgba(86,180,233,.35)}
 .dw-l b,.dw-l span,.dw-l em{position:relative;font-style:normal}
 .dw .dw-d:not(:has(.dw-later)) b{text-decoration:line-through}
