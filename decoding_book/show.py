@@ -289,7 +289,7 @@ def rows_html(
 # %% ../nbs/A_show.ipynb #73627cf0
 CARD = {
     "figure.facecolor": "white", "savefig.facecolor": "white", "axes.facecolor": "white",
-    "figure.figsize": (5, 3), "figure.dpi": 110, "figure.constrained_layout.use": True,
+    "figure.figsize": (5, 3), "figure.dpi": 95, "figure.constrained_layout.use": True,
     "font.size": 12, "axes.titlesize": 13, "text.color": "#111", "axes.labelcolor": "#111",
     "xtick.color": "#111", "ytick.color": "#111", "axes.spines.top": False,
     "axes.spines.right": False, "lines.linewidth": 2, "hatch.linewidth": .6,
