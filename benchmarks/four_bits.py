@@ -146,66 +146,72 @@ def compare(models, peers, what, ids, tokens, rounds, threads):
     return row
 
 
+def step_of(model):
+    "What the compiled step of one row reads and writes, after 63 positions."
+    import numpy as np
+
+    from decoding_book import four_bits as F
+
+    one, cache = model.weights.one_position, model.new_cache(1, 64)
+    desk, turn = one.desk(1, 64, 1), np.ones((1, one.sizes.size // 2, 2), np.float32)
+    for array in (desk.x, desk.normed, desk.mixed, desk.inner, desk.sums):
+        array[:] = 0.1
+    past = F.Past(cache.keys.numpy(), cache.values.numpy(), np.ones((1, 64), bool), turn)
+    return one, cache, past, desk, F.Team(0, 1, np.zeros(1, np.int64))
+
+
+def products(one, desk, team):
+    "Every matrix of every layer, once."
+    from decoding_book import four_bits as F
+
+    w = one.layers
+    for n in range(len(w.attn_norm)):
+        for m, x, out in (
+            (w.qkv, desk.normed, desk.qkv),
+            (w.out, desk.mixed, desk.x),
+            (w.up, desk.normed, desk.both),
+            (w.down, desk.inner, desk.x),
+        ):
+            tiles = out.reshape(1, -1, F.LANES)
+            F.add_product(F.of_layer(m, n), x, desk.sums, tiles, desk.inside[0], team)
+
+
 def step_parts(model, rounds=200):
     "Microseconds of one step's parts, one thread, each measured alone."
-    import numpy as np
     import torch
 
     from decoding_book import four_bits as F
 
     torch.set_num_threads(1)
-    one, cache = model.weights.one_position, model.new_cache(1, 64)
-    w, desk, team = one.layers, one.desk(1, 64, 1), F.Team(0, 1, np.zeros(1, np.int64))
-    past = F.Past(
-        cache.keys.numpy(),
-        cache.values.numpy(),
-        np.ones((1, 64), bool),
-        np.ones((1, one.sizes.size // 2, 2), np.float32),
-    )
-    desk.x[:] = 1
-
-    def products():
-        for n in range(len(w.attn_norm)):
-            for m, x, out in (
-                (w.qkv, desk.normed, desk.qkv),
-                (w.out, desk.mixed, desk.x),
-                (w.up, desk.normed, desk.both),
-                (w.down, desk.inner, desk.x),
-            ):
-                F.add_product(
-                    F.of_layer(m, n),
-                    x,
-                    desk.sums,
-                    out.reshape(1, -1, F.LANES),
-                    desk.inside[0],
-                    team,
-                )
-
-    def head():
-        rows, out = desk.normed, desk.logits.reshape(1, -1, F.LANES)
-        F.multiply_eight_bits(one.head.codes, one.head.steps, rows, out, 0, 1)
+    one, cache, past, desk, team = step_of(model)
+    logits = desk.logits.reshape(1, -1, F.LANES)
 
     def step():
         team.counter[:] = 0
-        F.run_step(w, one.head, one.sizes, past, desk, team)
+        F.run_step(one.layers, one.head, one.sizes, past, desk, team)
 
     def call():
         cache.length = 63
         model(torch.tensor([[5]]), cache=cache)
 
-    for array in (desk.normed, desk.mixed, desk.inner, desk.sums):
-        array[:] = 0.1
-    times = {}
-    for name, part in {"products": products, "head": head, "step": step, "call": call}.items():
-        part()
-        taken = []
-        for _ in range(rounds):
-            start = time.perf_counter()
-            part()
-            taken.append(time.perf_counter() - start)
-        times[name] = round(statistics.median(taken) * 1e6)
+    parts = {
+        "products": lambda: products(one, desk, team),
+        "head": lambda: F.multiply_eight_bits(*one.head[1:], desk.normed, logits, 0, 1),
+        "step": step,
+        "call": call,
+    }
+    times = {name: median_microseconds(part, rounds) for name, part in parts.items()}
     print(json.dumps(times), flush=True)
     return times
+
+
+def median_microseconds(f, rounds):
+    taken = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        f()
+        taken.append(time.perf_counter() - start)
+    return round(statistics.median(taken[1:]) * 1e6)
 
 
 def main():

@@ -10,7 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
+
+if not torch.cuda.is_available():  # before anything imports Triton, transformers among it
+    os.environ["TRITON_INTERPRET"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -42,8 +46,7 @@ def pytest_configure(config):
         settings.load_profile("repeatable")
     if os.environ.get("PYTEST_XDIST_WORKER"):  # several tests run at once: a thread for each
         os.environ["OMP_NUM_THREADS"] = "1"
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(1)
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -75,8 +78,6 @@ def pytest_sessionfinish(session, exitstatus):
     path = session.config.getoption("--record")
     if not path or hasattr(session.config, "workerinput"):
         return
-    import torch
-
     from benchmarks.common import now, processor, write
 
     out = {

@@ -357,8 +357,9 @@ def test_the_cell_for_colab_installs_what_the_chapters_import():
     assert len(asked) >= 4 and set(asked) <= set(pins)
     extras = cfg["model_requirements"], cfg["fast_requirements"]
     wanted = " ".join([cell, cfg["requirements"], *extras])
-    # Colab's own
-    present = {*re.findall(r"[A-Za-z][\w-]*", wanted), "IPython", "nbformat", "decoding_book"}
+    # Colab's own, and what numba brings
+    also = {"IPython", "nbformat", "decoding_book", "llvmlite"}
+    present = {*re.findall(r"[A-Za-z][\w-]*", wanted), *also}
     assert {n for n in imports_of_chapters() if n not in sys.stdlib_module_names} <= present
 
 
