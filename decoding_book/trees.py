@@ -325,7 +325,7 @@ def token_panel(
                   "chosen" if i == chosen else "") for i, lp in all_of.items()]
     rest = 1 - sum(line.p for line in lines)
     if rest > 1e-6: lines.append(Line("all others", "", rest))
-    best = f" The largest: {names[place[0]]} {written[place[0]]}." if place else ""
+    best = f' The largest: "{names[place[0]]}" {written[place[0]]}.' if place else ""
     asked = f'After "{in_line(text)}"' if text else "At the start"
     what = "gives every token a score, its logit." if scores else (
         "scored every token; here its scores are less a constant, which softmax does not see.")
@@ -333,8 +333,8 @@ def token_panel(
              ", the most probable" if place[0] == chosen else
              f", number {place.index(chosen) + 1} by probability")
     said = [f"{asked} the model {what}{best}", "Softmax makes probabilities of the scores"
-            + (f": {lines[0].name} {percent(lines[0].p)}." if place else "."),
-            f"Chosen: {lines[list(all_of).index(chosen)].name}{where if place else ''}.",
+            + (f': "{lines[0].name}" {percent(lines[0].p)}.' if place else "."),
+            f'Chosen: "{lines[list(all_of).index(chosen)].name}"{where if place else ""}.',
             f'Appended: "{in_line(text + piece)}".{ENDED[step.ended[0]]}']
     return Panel(in_line(text, 300), in_line(piece), lines, said)
 

@@ -192,8 +192,8 @@ def test_a_step_of_the_loop_says_what_the_record_says(choose, alternatives):
         rank = (q > q[id]).sum().item() + 1
         if alternatives:
             largest = w.words[q.argmax()]
-            assert f"The largest: {largest} {logits.max():.2f}." in panel.said[0]
-            assert f": {largest} {percent(q.max().item())}." in panel.said[1]
+            assert f'The largest: "{largest}" {logits.max():.2f}.' in panel.said[0]
+            assert f': "{largest}" {percent(q.max().item())}.' in panel.said[1]
             where = (
                 "the most probable"
                 if rank == 1
