@@ -196,7 +196,9 @@ def step_parts(model, rounds=200):
 
     parts = {
         "products": lambda: products(one, desk, team),
-        "head": lambda: F.multiply_eight_bits(*one.head[1:], desk.normed, logits, 0, 1),
+        "head": lambda: F.multiply_eight_bits(
+            *one.head[1:], desk.normed, logits, desk.inside[0], 0, 1
+        ),
         "step": step,
         "call": call,
     }

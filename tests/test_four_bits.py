@@ -74,13 +74,14 @@ def test_any_number_of_outputs(kind, outputs):
         m = Matrix(*map(np.ascontiguousarray, four_bits.four_bits(tensors, *lists)))
         w = FourBits(m, 2 * outputs, len(lists))
         assert torch.equal(w.plain(), plain)
-        x = torch.randn(3, 2, 64, generator=torch.Generator().manual_seed(0))
-        torch.testing.assert_close(w.times(x), x @ plain.T, atol=1e-4, rtol=1e-5)
+        for rows in (1, 3, 80):
+            x = torch.randn(rows, 2, 64, generator=torch.Generator().manual_seed(0))
+            torch.testing.assert_close(w.times(x), x @ plain.T, atol=1e-4, rtol=1e-5)
         out = np.zeros((1, m.codes.shape[0], four_bits.LANES), np.float32)
         row = x[:1, 0].reshape(1, 2, 32).numpy()
-        inside = np.empty(four_bits.LANES, np.float32)
+        room = np.empty(four_bits.LANES, np.float32)
         team = four_bits.Team(0, 1, np.zeros(1, np.int64))
-        four_bits.add_product(m, row, row.sum(2), out, inside, team)
+        four_bits.add_product(m, row, row.sum(2), out, room, team)
         out = torch.from_numpy(out.reshape(-1))[w.real]
         torch.testing.assert_close(out, plain @ x[0, 0], atol=1e-4, rtol=1e-5)
 
@@ -115,8 +116,10 @@ def test_padding_is_not_seen(quick, model):
     assert raw.key_mask[:, :-2].equal(mask)
 
 
-def test_a_row_has_the_same_bits_in_any_batch_and_with_any_threads(quick, model, threads):
-    rows = torch.stack([ids_of(model, p)[0, :3] for p in PROMPTS if len(ids_of(model, p)[0]) > 2])
+def test_a_row_has_the_same_bits_among_four_and_with_any_threads(quick, model, threads):
+    rows = torch.stack([ids_of(model, p)[0, :3] for p in PROMPTS if len(ids_of(model, p)[0]) > 2])[
+        :4
+    ]
     found = {}
     for n in (1, 2, 3):
         threads(n)
