@@ -22,7 +22,7 @@ document.querySelectorAll("main pre, main table, main .math.display")
 // section's name.
 const words = (text) => (text || "").toLowerCase().match(/[\p{L}\p{N}]+/gu) || [];
 const AT_THE_END = /^(exercises|references|in short)$/i;
-const LISTS = /^(references|glossary)\b/i; // pages that name all things and explain none
+const LISTS = /^(references|glossary|one prompt)\b/i; // pages that name all and explain none
 
 function found(entry, asked) {
   const fields = [[entry.section ? 2 : 12, 1, words(entry.title)], [8, 1, words(entry.section)],
