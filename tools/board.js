@@ -335,7 +335,8 @@
         p[name] = make("dd", {}, "–");
         list.append(make("div", {}, make("dt", {}, says), p[name]));
       }
-      p.map = make("svg", { viewBox: "0 0 320 230", role: "img", class: "kb-map" });
+      p.map = make("svg", { viewBox: "0 0 320 230", role: "img", class: "kb-map",
+                           "aria-label": "The entropy map" }); // until a row is there
       return make("div", { class: "kb-side" }, list, p.map);
     }
 
