@@ -13,6 +13,7 @@ __all__ = ['LANES', 'SUMS', 'EIGHT', 'count_one', 'counted', 'let_others_run', '
 # %% ../nbs/20_four_bits.ipynb #20a0f004
 import os
 from collections import namedtuple
+from contextlib import nullcontext
 from threading import Lock, local
 from types import SimpleNamespace
 
@@ -581,23 +582,24 @@ class OnePosition(_Prepared):
         attention,    # whether the raw scores are asked for
     ) -> Prediction:
         "What follows the new position."
-        (B, N), width = real.shape, self.sizes.width
+        B, N = real.shape
         desk = self.desk(B, N, len(self.layers.attn_norm) if attention else 1)
-        desk.x[:, :width] = self.embedding[ids[:, 0]].numpy()
+        desk.x[:, :self.sizes.width] = self.embedding[ids[:, 0]].numpy()
         turn = torch.view_as_real(turns).flatten(0, -3).expand(B, -1, -1).contiguous().numpy()
         past = Past(cache.keys.numpy(), cache.values.numpy(), real.contiguous().numpy(), turn)
         counter = np.zeros(1, np.int64)
-        def work(part, parts):
-            run_step(self.layers, self.head, self.sizes, past, desk, Team(part, parts, counter))
-        if not self.ready:
-            with announced("the model's step"): run_parts(work)
-        else: run_parts(work)
+        def work(*part):
+            run_step(self.layers, self.head, self.sizes, past, desk, Team(*part, counter))
+        try:
+            with nullcontext() if self.ready else announced("the model's step"):
+                run_parts(work) if self.ready else work(0, 1)
+        except BaseException: counter[0] = 2**60; raise             # nobody need wait for this part
         self.ready = True
         cache.length = N
-        logits = torch.from_numpy(desk.logits)[:, :self.embedding.shape[0]]
-        logits = logits if last_only else logits[:, None]
-        if not attention: return Prediction(logits, cache)
-        return Prediction(logits, cache, torch.from_numpy(desk.scores), real)
+        logits = torch.from_numpy(desk.logits)[:, None, :self.embedding.shape[0]]
+        if last_only: logits = logits[:, 0]
+        found = (torch.from_numpy(desk.scores), real) if attention else ()
+        return Prediction(logits, cache, *found)
 
 # %% ../nbs/20_four_bits.ipynb #20a0f084
 def packed(

@@ -261,3 +261,26 @@ def test_one_piece_of_work_at_a_time(threads):
     for t in pieces:
         t.join()
     assert max(most) == 2 and len(most) == 6
+
+
+def test_an_interrupted_step_leaves_no_thread_waiting(quick, monkeypatch, threads):
+    threads(2)
+    ids = torch.tensor([[5]])
+    want = quick(ids, cache=quick.new_cache(1, 1)).logits
+    here, left = threading.Event(), threading.Event()
+
+    def interrupted(*args):
+        team = args[-1]
+        if team.part == 0:
+            here.wait(20)
+            raise KeyboardInterrupt
+        here.set()
+        four_bits.meet(team.counter, 2)
+        left.set()
+
+    with monkeypatch.context() as m:
+        m.setattr(four_bits, "run_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            quick(ids, cache=quick.new_cache(1, 1))
+    assert left.wait(20)
+    assert quick(ids, cache=quick.new_cache(1, 1)).logits.equal(want)
