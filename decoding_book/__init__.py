@@ -24,7 +24,7 @@ entropy      how unsure a model is, and how: entropy, varentropy, attention_meas
 entropix     a sampler chosen by that doubt: EntropySampler, EntropixConfig
 kernels      the steps of the draw on a GPU
 cuda         the draw as Triton kernels
-huggingface  models of transformers in this loop: HuggingFace
+huggingface  models of transformers in this loop: HuggingFace, SamplerLogitsProcessor, KeyedLogitsProcessor
 four_bits    the real model at the bits of its file
 checks       what refuses bad input by name
 checkpoints  trained weights, kept and found again
@@ -86,6 +86,9 @@ if TYPE_CHECKING:
     from .entropix import EntropySampler as EntropySampler
     from .entropix import EntropixConfig as EntropixConfig
     from .huggingface import HuggingFace as HuggingFace
+    from .huggingface import SamplerLogitsProcessor as SamplerLogitsProcessor
+    from .huggingface import KeyedLogitsProcessor as KeyedLogitsProcessor
+    from .huggingface import RequestLogitsProcessor as RequestLogitsProcessor
     from .show import tokens_html as tokens_html
     from .trees import tree_html as tree_html
     from .trees import beam_html as beam_html
@@ -135,6 +138,9 @@ _HOMES = {
     "EntropySampler": "entropix",
     "EntropixConfig": "entropix",
     "HuggingFace": "huggingface",
+    "SamplerLogitsProcessor": "huggingface",
+    "KeyedLogitsProcessor": "huggingface",
+    "RequestLogitsProcessor": "huggingface",
     "tokens_html": "show",
     "tree_html": "trees",
     "beam_html": "trees",

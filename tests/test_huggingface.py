@@ -1,10 +1,23 @@
 """The adapter for models of transformers, against the models it wraps and against our own."""
 
+import gc
+
 import pytest
 import torch
+from helpers.architectures import ARCHITECTURES, EOS, QUICK, WINDOW, own
+from helpers.architectures import tiny as tiny_model
 
-from decoding_book.huggingface import HuggingFace
-from decoding_book.loop import Draw, generate, left_pad, stream
+from decoding_book.beam import beam_search
+from decoding_book.entropix import EntropixConfig, EntropySampler, calibrate
+from decoding_book.huggingface import (
+    HuggingFace,
+    InsideGenerate,
+    KeyedLogitsProcessor,
+    RequestLogitsProcessor,
+    SamplerLogitsProcessor,
+)
+from decoding_book.loop import Draw, generate, greedy, left_pad, stream
+from decoding_book.sampler import Sampler
 
 TOLERANCE = 2e-4
 PROMPTS = ["The capital of France is", "Once upon a time"]
@@ -82,8 +95,6 @@ def test_the_adapters_cache(tiny):
 
 
 def test_the_adapter_refuses(tiny):
-    with pytest.raises(ValueError, match="attention: transformers"):
-        tiny(torch.tensor([[1]]), attention=True)
     with pytest.raises(ValueError, match="17 positions are more than the context's 16"):
         tiny(torch.ones(1, 17, dtype=torch.long))
     cache = tiny.new_cache(1, 3)
@@ -181,8 +192,6 @@ def cacheless(name):
 
 @pytest.mark.parametrize("name", ["Mamba", "Rwkv"])
 def test_a_model_without_keys_and_values_runs_without_a_cache(name):
-    from decoding_book.beam import beam_search
-
     peer = cacheless(name)
     adapter = HuggingFace(peer)
     assert not hasattr(adapter, "new_cache")
@@ -294,3 +303,314 @@ def test_a_sentencepiece_tokenizer_keeps_the_first_space():
     ]
     stopped = generate(adapter, [3], say, max_new_tokens=3, stop=" world")
     assert (stopped.text, stopped.reason, len(stopped.ids)) == ("", "stop", 1)
+
+
+# ---- around transformers: each architecture beside its own `generate`
+
+UNEQUAL = [torch.tensor(p) for p in ([3, 9, 4], [7], [5, 9, 2, 6, 5, 3, 8])]
+IDS, MASK = left_pad(UNEQUAL)
+SEEDED = Sampler(temperature=0.9, top_p=0.95, repetition_penalty=1.2, frequency_penalty=0.1, seed=3)
+
+
+def lists(rows):
+    return [row.tolist() for row in rows]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_architecture_says_what_its_own_generate_says(name, full, record):
+    "Greedily, by four beams, and with the seeded token given to `generate`; padded rows."
+    if not full and name not in QUICK:
+        pytest.skip("quick counts: with --full")
+    n, seeds, compared, ended = (64 if full else 16), range(3 if full else 1), 0, 0
+    for seed in seeds:
+        model = tiny_model(name, seed)
+        adapter, options = HuggingFace(model), dict(max_new_tokens=n)
+        assert hasattr(adapter, "new_cache") == (name != "Mamba") and adapter.eos == EOS
+        ours = lists(generate(adapter, UNEQUAL, max_new_tokens=n).ids)
+        assert ours == own(model, IDS, MASK, do_sample=False, **options)
+        best = beam_search(adapter, UNEQUAL, 4, n, 1.0, dialect="huggingface")
+        beams = lists(found[0].ids for found in best)
+        assert beams == own(model, IDS, MASK, do_sample=False, num_beams=4, **options)
+        drawn = lists(generate(adapter, UNEQUAL, SEEDED, n).ids)
+        for do_sample in (True, False):
+            keyed = KeyedLogitsProcessor(SEEDED, MASK)
+            options["logits_processor"] = [keyed]
+            assert drawn == own(model, IDS, MASK, do_sample=do_sample, **options)
+        compared += sum(map(len, ours + beams + drawn))
+        ended += sum(EOS in row for row in ours + beams + drawn)
+        assert len({*sum(drawn, [])}) > 4
+    record(
+        f"transformers, {name}: greedy, beam 4 and seeded tokens equal to its own generate",
+        {"models": len(seeds), "at most": n, "tokens": compared, "rows that ended": ended},
+    )
+
+
+# ---- raw scores
+
+
+def expected(model, ids, mask):
+    "The weights of the last position that eager attention returns, (B, L, H, N)."
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    where = {} if "Bloom" in type(model).__name__ else {"position_ids": places}
+    with torch.no_grad():
+        out = model(ids, attention_mask=mask.long(), output_attentions=True, **where)
+    return torch.stack(out.attentions, 1)[:, :, :, -1]
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "Mamba"])
+def test_raw_scores_are_what_softmax_makes_attention_of(name, full):
+    if not full and name not in QUICK:
+        pytest.skip("quick counts: with --full")
+    want, found = expected(tiny_model(name, attention="eager"), IDS, MASK), []
+    for way in ("eager", "sdpa") if name not in ("Gemma 2", "BLOOM") else ("eager",):
+        adapter = HuggingFace(tiny_model(name, attention=way))
+        cache = adapter.new_cache(3, 7)
+        assert adapter(IDS[:, :-1], MASK[:, :-1], cache=cache).attention is None
+        for p in (
+            adapter(IDS[:, -1:], cache=cache, attention=True),
+            adapter(IDS, MASK, None, True, True),
+        ):
+            assert p.key_mask.equal(MASK) and p.attention.shape == (3, 2, 4, 7)
+            assert (p.attention.masked_select(~MASK[:, None, None]) == 0).all()
+            law = p.attention.masked_fill(~MASK[:, None, None], -torch.inf).softmax(-1)
+            torch.testing.assert_close(law, want, atol=1e-5, rtol=0)
+            found.append(p.attention)
+    for scores in found[1:]:
+        torch.testing.assert_close(scores, found[0], atol=1e-4, rtol=1e-4)
+
+
+def test_scores_that_cannot_be_had_are_refused_by_name():
+    long = torch.full((1, WINDOW + 1), 5)
+    for way in ("eager", "sdpa"):
+        mistral = HuggingFace(tiny_model("Mistral", attention=way))
+        assert mistral(long[:, 1:], attention=True).attention.shape == (1, 2, 4, WINDOW)
+        with pytest.raises(
+            ValueError, match=f"attention: layer 0 of Mistral.* not look at all {WINDOW + 1}"
+        ):
+            mistral(long, attention=True)
+        cache = mistral.new_cache(1, 20)
+        mistral(long[:, 1:], cache=cache)
+        with pytest.raises(ValueError, match="attention: layer 0 of Mistral"):
+            mistral(long[:, :1], cache=cache, attention=True)
+    with pytest.raises(ValueError, match="attention: MambaForCausalLM shows raw scores in 0 of"):
+        HuggingFace(tiny_model("Mamba"))(IDS, MASK, attention=True)
+
+
+# ---- inside transformers
+
+
+def stepwise(model, processor, n=12, **options):
+    "The scores of each step (n, B, V) and all ids, drawn by `generate`."
+    torch.manual_seed(0)
+    out = model.generate(
+        IDS,
+        attention_mask=MASK.long(),
+        max_new_tokens=n,
+        do_sample=True,
+        logits_processor=[processor],
+        output_scores=True,
+        return_dict_in_generate=True,
+        eos_token_id=None,
+        **options,
+    )
+    return torch.stack(out.scores), out.sequences
+
+
+def test_the_law_inside_generate_is_the_sampler_s():
+    "With penalties that count the prompt or do not, and padding that looks like a word."
+    model = tiny_model("Llama")
+    adapter = HuggingFace(model)
+    for pad in (0, 7):
+        ids = IDS.masked_fill(~MASK, pad)
+        sampler = Sampler(
+            temperature=[0.7, 1, 1.3],
+            top_k=9,
+            repetition_penalty=1.5,
+            presence_penalty=0.3,
+            no_repeat_ngram=3,
+        )
+        processor = SamplerLogitsProcessor(sampler, MASK.long())
+        for _ in range(2):  # the processor may be used again
+            scores, said = stepwise(model, processor, top_k=0)
+            for step, z in enumerate(scores):
+                known = said[:, : IDS.shape[1] + step]
+                real = torch.cat([MASK, MASK.new_ones(3, step)], 1)
+                law = sampler.distribution(
+                    adapter(known, real).logits, known.where(real, pad), real, MASK.sum(1)
+                )
+                torch.testing.assert_close(z.softmax(-1), law, atol=1e-5, rtol=0)
+                assert (z.isfinite().sum(1) <= 9).all()
+        context = processor.context(ids)
+        assert context.lengths.tolist() == context.prompt_lengths.tolist() == [3, 1, 7]
+
+
+def test_several_answers_to_a_prompt_are_rows_of_their_own():
+    model = tiny_model("Llama")
+    twice = [p for p in UNEQUAL for _ in range(2)]
+    ours = lists(generate(HuggingFace(model), twice, SEEDED, 12).ids)
+    keyed = [KeyedLogitsProcessor(SEEDED, MASK)]
+    assert ours == own(
+        model,
+        IDS,
+        MASK,
+        do_sample=True,
+        num_return_sequences=2,
+        max_new_tokens=12,
+        logits_processor=keyed,
+    )
+
+
+class Said:
+    "A clarifying text of three ids."
+
+    def encode(self, text):
+        return [11, 12, 13]
+
+
+def policies(adapter):
+    "Policies of which every branch decides, and one that asks a text of several ids each time."
+    unsure = dict(low_ent_thresh=0, high_ent_thresh=0, low_vent_thresh=1e3, high_vent_thresh=1e4)
+    yield EntropySampler(calibrate(adapter, [list(range(2, 40))]), seed=2)
+    yield EntropySampler(EntropixConfig(**unsure), clarify="?", tokenizer=Said(), rows=[9, 2, 4])
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "Llama", "Gemma"])
+def test_the_entropy_policy_chooses_inside_generate(name, full):
+    model, n = tiny_model(name), 64 if full else 16
+    adapter = HuggingFace(model)
+    for policy in policies(adapter):
+        ours = generate(adapter, UNEQUAL, policy, n)
+        assert len({b for s in ours.steps for b in s.draw.branch.tolist()}) > 2 or policy.clarify
+        keyed = KeyedLogitsProcessor(policy, MASK, model)
+        for _ in range(2):  # what was remembered of the rows is forgotten
+            assert lists(ours.ids) == own(
+                model, IDS, MASK, do_sample=True, max_new_tokens=n, logits_processor=[keyed]
+            )
+    assert len(model._forward_hooks) == len(model._forward_pre_hooks) == 1
+    del keyed
+    gc.collect()
+    assert not model._forward_hooks and not model._forward_pre_hooks
+
+
+def test_a_call_that_fails_leaves_nothing_behind():
+    model = tiny_model("Llama")
+    keyed = KeyedLogitsProcessor(next(policies(HuggingFace(model))), MASK, model)
+    with pytest.raises(IndexError):
+        model(torch.tensor([[10**6]]))
+    assert torch.overrides._get_current_function_mode_stack() == []
+    assert own(model, IDS, MASK, do_sample=True, max_new_tokens=2, logits_processor=[keyed])
+
+
+def test_processors_refuse_by_name():
+    model, policy = tiny_model("Llama"), EntropySampler()
+    right = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    for what, said in (
+        (lambda: KeyedLogitsProcessor(3, MASK), "choose: 3 is not callable"),
+        (lambda: SamplerLogitsProcessor(greedy, MASK), "sampler: <function greedy .* has no law"),
+        (lambda: KeyedLogitsProcessor(policy, MASK), "model: None, but choose reads"),
+        (lambda: InsideGenerate(None), "attention_mask: "),
+        (lambda: InsideGenerate([1, 1]), r"attention_mask: shape \(2,\), expected \(B, T\)"),
+        (lambda: InsideGenerate(right), "attention_mask, row 1: padded on the right"),
+        (
+            lambda: InsideGenerate(MASK).context(IDS[:, 1:]),
+            r"attention_mask: shape \(3, 7\) does not begin input_ids \(3, 6\)",
+        ),
+        (lambda: InsideGenerate(MASK).context(IDS[:2]), "does not begin input_ids"),
+        (
+            lambda: KeyedLogitsProcessor(lambda p, c: Draw(c.row[:1]), MASK)(IDS, torch.ones(3, 9)),
+            r"choose: returned ids \[0\] for 3 rows",
+        ),
+        (lambda: RequestLogitsProcessor(None), "choose: None is not callable"),
+        (lambda: RequestLogitsProcessor(policy), "choose: it reads attention"),
+        (lambda: RequestLogitsProcessor(greedy, -1), "row: -1 is below 0"),
+        (lambda: RequestLogitsProcessor(greedy)(None, [], torch.ones(4)), "prompt_token_ids: None"),
+        (lambda: RequestLogitsProcessor(greedy)([2], [4], torch.ones(4)), "output_token_ids: id 4"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=said):
+            what()
+    assert not model._forward_hooks
+
+
+# ---- inside vLLM, or what stands in for it
+
+
+def test_requests_in_an_engine_say_what_the_loop_says():
+    from types import SimpleNamespace
+
+    from helpers.vllm_stand_in import AdapterLogitsProcessor, engine
+
+    class Book(AdapterLogitsProcessor):
+        def is_argmax_invariant(self):
+            return False
+
+        def new_req_logits_processor(self, params):
+            own = (params.extra_args or {}).get("book")
+            return own and RequestLogitsProcessor(*own)
+
+    adapter = HuggingFace(tiny_model("Llama"))
+    prompts = [*lists(UNEQUAL), [8, 8], [2, 3, 4, 5]]
+    policy = EntropySampler(
+        calibrate(adapter, [list(range(2, 40))], attention=False), attention=False
+    )
+    for choose in (SEEDED, policy, greedy):
+        ours = generate(adapter, prompts, choose, 20, ignore_eos=True)
+        asked = [SimpleNamespace(extra_args={"book": (choose, i)}) for i in range(len(prompts))]
+        asked[-1].extra_args = None  # left alone
+        said = engine(adapter, Book(), list(zip(prompts, asked)), 20)
+        assert said[:-1] == lists(ours.ids)[:-1]
+        plain = generate(adapter, prompts[-1], max_new_tokens=20, ignore_eos=True)
+        assert said[-1] == plain.ids.tolist()
+
+
+def test_a_request_gets_the_law():
+    z = torch.randn(9, generator=torch.Generator().manual_seed(4))
+    law = RequestLogitsProcessor(SEEDED, law=True)([1, 2, 2], [5, 5], z)
+    told = torch.tensor([[1, 2, 2, 5, 5]]), None, 3
+    torch.testing.assert_close(law.softmax(-1), SEEDED.distribution(z[None], *told)[0])
+
+
+# ---- chat
+
+
+CHATML = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|im|>' + m['role'] + ' ' + m['content'] }}"
+    "{% if not loop.last or add_generation_prompt %}{{ '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im|>assistant ' }}{% endif %}"
+)
+
+
+def test_chat_is_the_tokenizer_s_template_and_what_is_typed_stays_text():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(
+        models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, [])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        chat_template=CHATML,
+        additional_special_tokens=["<|im|>", "<|end|>"],
+    )
+    adapter = HuggingFace(llama(vocab_size=len(fast)), fast, start_ids=[fast.bos_token_id])
+    user, answer = (
+        dict(role="user", content="Hi <b>"),
+        dict(role="assistant", content="It is"),
+    )
+    for talk, goes_on in (([user], False), ([user, answer, user], False), ([user, answer], True)):
+        prompt = adapter.chat(talk, goes_on)
+        how = dict(add_generation_prompt=not goes_on, continue_final_message=goes_on)
+        assert prompt == fast.apply_chat_template(talk, tokenize=False, **how)
+        want = fast.apply_chat_template(talk, tokenize=True, return_dict=False, **how)
+        assert adapter.encode(prompt) == want and want[0] == fast.bos_token_id
+        assert generate(adapter, prompt, max_new_tokens=1).prompt_ids.tolist() == want
+    typed = adapter.chat([dict(role="user", content="a<|end|><s>b")])
+    assert str(typed) == "<s><|im|>user a<|end|><s>b<|end|><|im|>assistant "
+    marks = [i for i in adapter.encode(typed) if i >= 256]
+    assert fast.convert_ids_to_tokens(marks) == ["<s>", "<|im|>", "<|end|>", "<|im|>"]
+    assert adapter.decode(typed.ids) == str(typed)
+    with pytest.raises(ValueError, match="messages: 'Hi' is not a dict"):
+        adapter.chat(["Hi"])
+    assert not hasattr(HuggingFace(llama(), words()), "chat")

@@ -50,7 +50,11 @@ MAP = [
     ("entropix", "a sampler chosen by that doubt", "EntropySampler EntropixConfig"),
     ("kernels", "the steps of the draw on a GPU", ""),
     ("cuda", "the draw as Triton kernels", ""),
-    ("huggingface", "models of transformers in this loop", "HuggingFace"),
+    (
+        "huggingface",
+        "models of transformers in this loop",
+        "HuggingFace SamplerLogitsProcessor KeyedLogitsProcessor RequestLogitsProcessor",
+    ),
     ("four_bits", "the real model at the bits of its file", ""),
     ("checks", "what refuses bad input by name", ""),
     ("checkpoints", "trained weights, kept and found again", ""),
