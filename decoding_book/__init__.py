@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .loop import generate as generate
     from .loop import stream as stream
     from .loop import score as score
+    from .loop import PromptCache as PromptCache
     from .loop import Generation as Generation
     from .loop import Step as Step
     from .loop import Draw as Draw
@@ -98,6 +99,7 @@ _HOMES = {
     "generate": "loop",
     "stream": "loop",
     "score": "loop",
+    "PromptCache": "loop",
     "Generation": "loop",
     "Step": "loop",
     "Draw": "loop",

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Prediction', 'LanguageModel', 'Context', 'Draw', 'greedy', 'as_prompts', 'left_pad', 'as_stops', 'settled', 'Step',
-           'stream', 'token_texts', 'new_text', 'KnownTexts', 'Result', 'Generation', 'generate', 'score']
+           'held_ids', 'first_cache', 'stream', 'token_texts', 'new_text', 'KnownTexts', 'Result', 'Generation',
+           'generate', 'PromptCache', 'score', 'windows']
 
 # %% ../nbs/01_loop.ipynb #a8f88bf5
 from dataclasses import dataclass, field, fields, replace
@@ -16,7 +17,8 @@ from typing import Callable, Iterator, Protocol, runtime_checkable
 
 import torch
 
-from .checks import check_answer, log_normalizer, text_ids, whole
+from .checks import (check_answer, check_number, log_normalizer, one_of, text_ids,
+                                  whole)
 
 # %% ../nbs/01_loop.ipynb #02564ff1
 @dataclass
@@ -32,8 +34,10 @@ class Prediction:
 class LanguageModel(Protocol):
     """Anything that maps ids to logits. It may also have `encode(str)`, `decode(ids)`, `context`
     (its longest sequence), `start_ids` (what an empty prompt stands for), `end_ids` (more ids that
-    end a text), `device`, and
-    `new_cache(rows, length)`, whose caches have `.length`, `.reorder(rows)` and `.keep(rows)`."""
+    end a text), `device`, and `new_cache(rows, length)`. Such a cache has `.length`; in place,
+    `.reorder(rows)` and `.keep(rows)`; and where later calls may start from it, `.crop(length)`,
+    which forgets the positions from `length` on, and `.copy(rows, length)`, which is a cache of its
+    own with these rows and room for so many positions."""
     vocab_size: int      # V
     eos: int | None      # the id that ends a text, if the model has one
 
@@ -170,8 +174,8 @@ def settled(
 # %% ../nbs/01_loop.ipynb #5ebdcd82
 class _Text:
     "One row's new text as it grows, released only when it is certain to stay."
-    def __init__(self, decode, prompt_ids, stops=(), encode=None):
-        self.decode, self.encode, self.stops = decode, encode, stops
+    def __init__(self, decode, prompt_ids, stops=(), encode=None, include_stop=False):
+        self.decode, self.encode, self.stops, self.include = decode, encode, stops, include_stop
         self.ids, self.text, self.stopped = [int(i) for i in prompt_ids], "", False
         self.prompt = settled(decode, self.ids, encode)
 
@@ -185,9 +189,9 @@ class _Text:
         self.ids += ids
         whole = self.decode(self.ids) if end else settled(self.decode, self.ids, self.encode)
         text = whole[len(commonprefix([self.prompt, whole])):]
-        stops = [at for at in map(text.find, self.stops) if at >= 0]
+        stops = [(text.find(s), len(s)) for s in self.stops if s in text]
         self.stopped = bool(stops)
-        if stops: text = text[:min(stops)]
+        if stops: text = text[:sum(min(stops)[:1 + self.include])]
         elif not (cut or end): text = text[:len(text) - self.held(text)]
         new, self.text = text[len(self.text):], text
         return new
@@ -210,7 +214,7 @@ class Step:
     top_logprobs: torch.Tensor  # (b, n) nats
     draw: Draw                  # as the chooser returned it
     text: list                  # b strings: the text that became certain at this step
-    ended: list                 # b reasons: None, or "eos", "stop", "length", "context"
+    ended: list                 # b reasons: None, "eos", "stop", "length", "time", "context"
 
     def only(self, j):
         "The step as its `j`-th row saw it, as row 0 of a batch of one."
@@ -260,17 +264,17 @@ def _choose(model, prediction, choose, context, alternatives):
     return draw, ids, own.gather(1, ids[:, None])[:, 0], top_ids, top
 
 # %% ../nbs/01_loop.ipynb #f8de0b24
-def _texts_after(model, prompts, stops):
+def _texts_after(model, prompts, stops, include_stop=False):
     "For each row the text that will grow after its prompt; without a tokenizer it stays empty."
     decode, encode = getattr(model, "decode", lambda ids: ""), getattr(model, "encode", None)
-    return [_Text(decode, p.tolist(), stops, encode) for p in prompts]
+    return [_Text(decode, p.tolist(), stops, encode, include_stop) for p in prompts]
 
 def _note(model, texts, row, chosen, lengths, end_ids, limit, last):
-    "What each row's new token adds to its text, and why the row ends, or None."
+    "What each row's new token adds to its text, and why the row ends, or None; `last`: why all do."
     added, ended = [], []
     for r, id, length in zip(row.tolist(), chosen.tolist(), lengths.tolist()):
         why = "eos" if id == model.eos and id in end_ids else "stop" if id in end_ids else None
-        cut = "length" if last else "context" if length >= limit else None
+        cut = last or ("context" if length >= limit else None)
         added.append(texts[r].grow([] if why else [id], bool(cut), bool(why)))
         ended.append(why or ("stop" if texts[r].stopped else cut))
     return added, ended
@@ -293,26 +297,55 @@ def _fewer(context, keep):
     rows = _pick(replace(context, memory=None), keep)
     return replace(rows, memory=memory)
 
+# %% ../nbs/01_loop.ipynb #24786735
+def held_ids(
+    model,
+    prompts,    # id tensors (T_i,)
+    kept=None,  # a `PromptCache`, or None
+):              # int
+    "How many ids, the same for all prompts, need not be read again. Each has one left to feed."
+    if kept is None: return 0
+    if not isinstance(kept, PromptCache): raise TypeError(f"cache: {kept!r} is not a PromptCache")
+    if kept.model is not model: raise ValueError(f"cache: {kept} is another model's")
+    return len(commonprefix([kept.ids.tolist(), *(p[:-1].tolist() for p in prompts)]))
+
+def first_cache(
+    model: LanguageModel,
+    prompts,    # id tensors (T_i,)
+    rows,       # how many it must have memory for, at least one a prompt
+    length,     # and how many positions
+    kept=None,  # a `PromptCache` to start from
+):              # a cache, or None; how many ids of every prompt it holds
+    "The memory that a decode starts with."
+    held = held_ids(model, prompts, kept)
+    if not held:
+        return model.new_cache(rows, length) if hasattr(model, "new_cache") else None, 0
+    cache = kept.memory.copy([0] * rows, max(length, len(kept.ids)))
+    cache.crop(held)
+    if rows > len(prompts): cache.keep(list(range(len(prompts))))
+    return cache, held
+
 # %% ../nbs/01_loop.ipynb #f0316278
-def _ask(model, context, cache, fed, choose):
+def _ask(model, context, cache, fed, held, choose):
     "The model's prediction, from the columns that its cache does not hold yet."
-    ids, mask = context.ids[:, fed:], context.mask[:, fed:]
+    ids, mask = context.ids[:, fed:], (context.mask.cumsum(1) > held)[:, fed:]
     with torch.no_grad():
         return model(ids, mask=None if mask.all() else mask, cache=cache,
                      attention=getattr(choose, "attention", False))
 
 # %% ../nbs/01_loop.ipynb #1a9f5fb0
-def _stream(model, prompts, choose, max_new_tokens, end_ids, stops, alternatives):
-    context, texts = _start(model, prompts), _texts_after(model, prompts, stops)
-    limit = getattr(model, "context", None) or torch.inf
+def _stream(model, prompts, choose, max_new_tokens, end_ids, texts, alternatives, max_time, kept):
+    due = monotonic() + max_time
+    context, limit = _start(model, prompts), getattr(model, "context", None) or torch.inf
     room = context.ids.shape[1] + int(min(max_new_tokens, limit))
-    cache = model.new_cache(len(prompts), room) if hasattr(model, "new_cache") else None
-    fed = 0                                               # columns that the cache already holds
+    cache, held = first_cache(model, prompts, len(prompts), room, kept)
+    fed = held                                            # columns that the cache already holds
     for n in range(1, max_new_tokens + 1):
-        prediction, row = _ask(model, context, cache, fed, choose), context.row
+        prediction, row = _ask(model, context, cache, fed, held, choose), context.row
         draw, chosen, *known = _choose(model, prediction, choose, replace(context), alternatives)
         if cache is not None: fed = context.ids.shape[1]
-        context, last = _longer(context, chosen), n == max_new_tokens
+        context, last = _longer(context, chosen), "time" if monotonic() >= due else None
+        if n == max_new_tokens: last = "length"
         text, ended = _note(model, texts, row, chosen, context.lengths, end_ids, limit, last)
         yield Step(row, chosen, *known, draw, text, ended)
         keep = [j for j, why in enumerate(ended) if why is None]
@@ -330,6 +363,9 @@ def stream(
     stop=None,           # ids and strings that end a row, besides the model's `eos`
     ignore_eos=False,    # go on after the model's `eos`
     alternatives=5,      # how many of the most probable tokens each step notes
+    include_stop=False,  # a stop string that ends a text stays in it
+    max_time=None,       # seconds; the step in which they are over is the last
+    cache=None,          # a `PromptCache`: what it shares with all prompts is not read again
 ) -> Iterator:           # of `Step`
     "Decode, yielding each position as soon as it is chosen."
     prompts, _ = as_prompts(model, prompt)
@@ -342,7 +378,11 @@ def stream(
             raise ValueError(f"prompt, row {i}: {len(p)} tokens leave no room in a context "
                              f"of {limit}")
     ends, strings = as_stops(model, stop, ignore_eos)
-    return _stream(model, prompts, choose, n, ends, strings, alternatives)
+    seconds = torch.inf if max_time is None else check_number("max_time", max_time, 0)
+    held_ids(model, prompts, cache)                             # for its checks
+    keep = one_of("include_stop", include_stop, (False, True))
+    texts = _texts_after(model, prompts, strings, keep)
+    return _stream(model, prompts, choose, n, ends, texts, alternatives, seconds, cache)
 
 # %% ../nbs/01_loop.ipynb #ce8de8f2
 def token_texts(
@@ -459,7 +499,7 @@ class _Texts(_Record):
     "The texts of a decode, and why they end."
     @property
     def text(self):
-        "The new text: no end mark, cut before a stop string."
+        "The new text: no end mark, cut before a stop string, or behind it with `include_stop`."
         return self._unwrap(self._texts())
 
     def _texts(self):
@@ -474,7 +514,7 @@ class _Texts(_Record):
 
     @property
     def reason(self):
-        "Why the row ended: eos, stop, length, context, or interrupted."
+        "Why the row ended: eos, stop, length, time, context, or interrupted."
         return self._unwrap(self._reasons())
 
     def _reasons(self):
@@ -536,10 +576,14 @@ def generate(
     stop=None,           # ids and strings that end a row, besides the model's `eos`
     ignore_eos=False,    # go on after the model's `eos`
     alternatives=5,      # how many of the most probable tokens each step notes
+    include_stop=False,  # a stop string that ends a text stays in it
+    max_time=None,       # seconds; the step in which they are over is the last
+    cache=None,          # a `PromptCache`: what it shares with all prompts is not read again
 ) -> Generation:         # an interrupt keeps what there is; an error carries it as `.generation`
     "Decode to the end, with a progress bar when that takes more than a second."
     prompts, single = as_prompts(model, prompt)
-    steps = stream(model, prompts, choose, max_new_tokens, stop, ignore_eos, alternatives)
+    steps = stream(model, prompts, choose, max_new_tokens, stop, ignore_eos, alternatives,
+                   include_stop, max_time, cache)
     result = Generation(model, prompts, single)
     try:
         for step in _progress(steps, max_new_tokens): result.steps.append(step)
@@ -548,6 +592,28 @@ def generate(
         error.generation = result
         raise
     return result
+
+# %% ../nbs/01_loop.ipynb #2e5fb7ba
+class PromptCache:
+    "A prompt that a model has read. Calls that are given it as `cache` leave it as it is."
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompt,        # a str, or ids (T,)
+        cache=None,    # a `PromptCache`: what it shares with the prompt is not read again
+    ):
+        self.model, (prompts, _) = model, as_prompts(model, prompt)
+        self.ids = prompts[0]
+        if len(prompts) > 1: raise ValueError(f"prompt: {len(prompts)} rows, a cache keeps one")
+        self.memory, fed = first_cache(model, prompts, 1, len(self.ids), cache)
+        for name in ("copy", "crop"):
+            if not hasattr(self.memory, name):
+                raise ValueError(f"model: {type(model).__name__} has no cache with `{name}`, so "
+                                 "nothing can be kept for later calls")
+        with torch.no_grad():
+            model(self.ids[None, fed:].to(getattr(model, "device", "cpu")), cache=self.memory)
+
+    def __repr__(self): return f"PromptCache({len(self.ids)} ids, {type(self.model).__name__})"
 
 # %% ../nbs/01_loop.ipynb #a81ee3e5
 def _logprobs_of(logits, ids, known, where=""):
@@ -579,10 +645,12 @@ def score(
     model: LanguageModel,
     text_or_ids,    # a str, ids (T,) or (B, T), or a list of either, of unequal lengths
     chunk=256,      # positions a call, if the model has a cache: bounds the memory for logits
+    stride=None,    # windows of a text longer than the model's context begin so many tokens apart
 ):                  # (B, T) nats; nan where there is none: padding, a first token without a start
     "Log-probability of each token of a text, given those before it."
     rows, _ = as_prompts(model, text_or_ids, "text_or_ids")
-    chunk = whole("chunk", chunk)
+    chunk, context = whole("chunk", chunk), getattr(model, "context", None)
+    if stride is not None: return _by_windows(model, rows, chunk, context, stride)
     ids, mask = left_pad(rows, getattr(model, "device", "cpu"))
     begins = getattr(model, "start_ids", None) == []
     if begins:        # such a model predicts the first token after nothing: a column of padding
@@ -595,3 +663,24 @@ def score(
     dtype = parts[0].dtype if parts else torch.float32
     first = torch.full((len(ids), 1), torch.nan, dtype=dtype, device=ids.device)
     return _to_front(torch.cat([first, *parts], 1), mask)[:, :ids.shape[1] - begins]
+
+# %% ../nbs/01_loop.ipynb #b133ade4
+def windows(
+    length,     # tokens of a text
+    context,    # tokens that a model can read at once
+    stride,     # from one window's beginning to the next
+):              # (a, b, c) for each: tokens a to b are read, the scores from c on are its own
+    "Overlapping windows over a text."
+    c = 0
+    for a in range(0, max(length - context, 0) + stride, stride):
+        b = min(a + context, length)
+        yield a, b, c
+        c = b
+
+def _by_windows(model, rows, chunk, context, stride):
+    "What `score` returns, window by window and row by row."
+    if context is None: raise ValueError(f"stride: {stride}, but this model's context has no end")
+    stride = whole("stride", stride, most=context - 1, why=", the context less one")
+    parts = [torch.cat([score(model, row[a:b], chunk)[0, c - a:]
+                        for a, b, c in windows(len(row), context, stride)]) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(parts, True, torch.nan)

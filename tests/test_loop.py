@@ -12,14 +12,17 @@ from decoding_book.loop import (
     Generation,
     LanguageModel,
     Prediction,
+    PromptCache,
     generate,
     greedy,
     new_text,
     score,
     stream,
     token_texts,
+    windows,
 )
 from decoding_book.toy import TableModel, six_words
+from decoding_book.transformer import GPT, GPTConfig
 
 WORLD = six_words()
 
@@ -114,6 +117,18 @@ def test_a_cache_changes_nothing(monkeypatch):
     monkeypatch.undo()
     with_ = generate(model, [[1], [2, 3, 4]], max_new_tokens=12)
     assert [a.tolist() for a in with_.ids] == [a.tolist() for a in without.ids]
+
+
+def test_a_kept_prompt_is_refused_by_name():
+    model = cached()
+    for bad in (WORLD, model):  # no cache; a cache that cannot be shared
+        with pytest.raises(ValueError, match="has no cache with `copy`, so nothing can be kept"):
+            PromptCache(bad, [1, 2])
+    with pytest.raises(ValueError, match="prompt: 2 rows, a cache keeps one"):
+        PromptCache(model, [[1], [2]])
+    for call in (generate, stream):
+        with pytest.raises(TypeError, match="cache: 7 is not a PromptCache"):
+            call(model, [1], cache=7)
 
 
 def test_end_mark_is_kept_in_ids_and_not_in_text():
@@ -606,3 +621,115 @@ def test_text_is_cut_at_the_first_of_several_stop_strings_in_one_token():
     for stop in (["y", "z"], ["z", "y"]):
         out = generate(Chunky(), [0], max_new_tokens=3, stop=stop)
         assert (out.text, out.reason) == ("x", "stop")
+
+
+# What stays of a stop string; a limit of time
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_stop_string_that_is_kept_ends_the_text_in_one_piece_and_in_many(seed):
+    rng = random.Random(seed)
+    text = "".join(rng.choice("aab€🙂") for _ in range(12))
+    letters = Letters([letter.encode() for letter in text])
+    halves = Letters([bytes([b]) for b in text.encode()])
+    for _ in range(10):
+        a, b = sorted(rng.sample(range(len(text) + 1), 2))
+        stops = rng.choice([[text[a:b], "zz"], [text[a:b], text[a]]])
+        at, n = min((text.find(s), len(s)) for s in stops if s in text)
+        for model in (letters, halves):
+            out = generate(model, "", stop=stops, include_stop=True)
+            cut = generate(model, "", stop=stops)
+            assert (out.reason, out.text) == ("stop", text[: at + n])
+            assert (cut.reason, cut.text) == ("stop", text[:at])
+            assert "".join(step.text[0] for step in out.steps) == out.text
+
+
+def test_time_ends_all_rows_with_the_step_that_is_late(monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("decoding_book.loop.monotonic", lambda: next(clock))
+    steps = list(stream(WORLD, ["", "I"], max_time=3, ignore_eos=True))
+    assert [s.ended for s in steps] == [[None, None], [None, None], ["time", "time"]]
+    assert steps[-1].text == [" cold", " coffee"]
+    for n in (1, 2):  # the limit of length is named if both are reached, and an end mark before it
+        out = list(stream(WORLD, "", max_time=0, max_new_tokens=n))[-1]
+        assert out.ended == ["length" if n == 1 else "time"]
+    monkeypatch.undo()
+    assert generate(WORLD, ["", "I"], max_time=0).reason == ["time", "time"]
+
+
+@pytest.mark.parametrize(
+    "bad, error, what",
+    [
+        (dict(max_time=-1), ValueError, "max_time: -1 is outside"),
+        (dict(max_time=float("nan")), ValueError, "max_time: nan is outside"),
+        (dict(max_time="2"), TypeError, "max_time: '2' is not a number"),
+        (dict(include_stop="yes"), ValueError, "include_stop: 'yes' is not one of False, True"),
+    ],
+)
+def test_limits_that_are_none_are_refused(bad, error, what):
+    for call in (generate, stream):
+        with pytest.raises(error, match=what):
+            call(WORLD, "I", **bad)
+
+
+# Long texts by windows
+
+
+class Narrow:
+    "Looks at the last three ids, and refuses more than its context."
+
+    vocab_size, eos, context = 9, None, 8
+    table = torch.randn(97, 9, generator=torch.Generator().manual_seed(1))
+
+    def __call__(self, ids, mask=None, cache=None, last_only=True, attention=False):
+        assert ids.shape[1] <= self.context
+        past = torch.nn.functional.pad(ids + 1, (2, 0)).unfold(1, 3, 1)
+        logits = self.table[(past * torch.tensor([13, 5, 1])).sum(-1) % 97]
+        return Prediction(logits[:, -1] if last_only else logits)
+
+
+class Wide(Narrow):
+    context = 100
+
+
+@pytest.mark.parametrize("stride", range(1, 8))
+def test_windows_score_each_token_once_with_at_least_so_many_before_it(stride):
+    rng = random.Random(stride)
+    for length in range(1, 30):
+        spans = list(windows(length, 8, stride))
+        own = [i for a, b, c in spans for i in range(c, b)]
+        assert own == list(range(length))
+        assert all(b - a <= 8 and (c - a >= 8 - stride or a == 0) for a, b, c in spans)
+        assert all(c < b for a, b, c in spans)  # no window for nothing
+    rows = [[rng.randrange(9) for _ in range(n)] for n in (25, 3, 8, 9)]
+    got, alone = score(Narrow(), rows, stride=stride), [score(Wide(), row)[0] for row in rows]
+    want = torch.nn.utils.rnn.pad_sequence(alone, True, torch.nan)
+    assert torch.equal(got.isnan(), want.isnan())
+    if stride <= 5:  # then the three ids before it are in its window
+        assert torch.equal(got.nan_to_num(), want.nan_to_num())
+    single = [score(Narrow(), row, stride=stride)[0] for row in rows]
+    for row, one in zip(got, single):
+        assert torch.equal(row[: len(one)].nan_to_num(), one.nan_to_num())
+
+
+def test_windows_follow_the_definition_with_a_real_context():
+    rng = torch.Generator().manual_seed(0)
+    gpt = GPT(GPTConfig("abcdef", context=12, width=16, heads=2)).requires_grad_(False)
+    text = torch.randint(2, 8, (30,), generator=rng)
+    got = score(gpt, text, stride=5)[0]
+    for t in range(1, 30):
+        a = 0 if t < 12 else -(-(t - 11) // 5) * 5
+        want = gpt(text[None, a:t]).logits.log_softmax(-1)[0, text[t]]
+        torch.testing.assert_close(got[t], want, atol=1e-5, rtol=1e-5)
+
+
+class NoEnd(Narrow):
+    context = None
+
+
+def test_strides_that_make_no_sense_are_refused():
+    for bad, what in ((8, "stride: 8 is above 7, the context less one"), (0, "stride: 0 is below")):
+        with pytest.raises(ValueError, match=what):
+            score(Narrow(), [1] * 20, stride=bad)
+    with pytest.raises(ValueError, match="stride: 3, but this model's context has no end"):
+        score(NoEnd(), [1] * 20, stride=3)

@@ -517,3 +517,20 @@ def test_an_answer_is_continued(model):
     with pytest.raises(ValueError, match="continue_last: the template leaves the last message out"):
         render_chat("{{ messages[0].content }}", talk, continue_last=True)
     assert talk[1]["content"] == "It is "  # the messages stay as they were
+
+
+def test_special_tokens_can_be_left_out_of_texts(model):
+    talk = model.chat([{"role": "user", "content": "Say <|im_end|> twice."}])
+    ids = model.encode(talk)
+    model.skip_special = True
+    try:
+        bare = model.decode(ids)
+        out = generate(model, talk, max_new_tokens=4, ignore_eos=True)
+    finally:
+        model.skip_special = False
+    assert bare == model.decode([i for i in ids if i > 16])
+    assert "<|im_end|>" in bare  # typed by the user: text
+    assert out.ids.equal(generate(model, talk, max_new_tokens=4, ignore_eos=True).ids)
+    assert out.text == model.decode([i for i in out.ids.tolist() if i > 16])
+    with pytest.raises(ValueError, match="skip_special: 'no' is not one of False, True"):
+        type(model)(skip_special="no")

@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from decoding_book import transformer as T
-from decoding_book.loop import Draw, LanguageModel, as_prompts, generate, left_pad, score
+from decoding_book.loop import (
+    Draw,
+    LanguageModel,
+    PromptCache,
+    as_prompts,
+    generate,
+    left_pad,
+    score,
+    stream,
+)
 from decoding_book.transformer import GPT, GPTConfig, Recipe, Trainer
 
 
@@ -238,6 +247,57 @@ def test_reordered_rows_keep_their_own_padding():
         alone = model(torch.tensor([model.encode(texts[at]) + [5]]))
         assert (got.logits[i] - alone.logits[0]).abs().max() < 1e-5
         assert got.key_mask[i].tolist() == mask[at].tolist() + [True]
+
+
+def test_a_copied_cache_is_its_own_and_a_cropped_one_reads_on():
+    gpt, ids = small(), torch.randint(2, 8, (2, 7), generator=torch.Generator().manual_seed(0))
+    cache = gpt.new_cache(2, 7)
+    mask = torch.tensor([[False] + [True] * 4, [True] * 5])
+    gpt(ids[:, :5], mask, cache=cache)
+    copy = cache.copy([1, 0, 1], 9)
+    assert (copy.capacity, copy.length, copy.rows) == ((3, 9), 5, 3)
+    want = gpt(ids[:, 5:], cache=cache).logits
+    got = gpt(ids[[1, 0, 1], 5:], cache=copy).logits
+    assert cache.length == copy.length == 7
+    torch.testing.assert_close(got, want[[1, 0, 1]], atol=1e-5, rtol=1e-5)
+    copy.crop(5)
+    assert torch.equal(gpt(ids[[1, 0, 1], 5:], cache=copy).logits, got)
+    with pytest.raises(ValueError, match="length: 8 is above 7, what is filled"):
+        copy.crop(8)
+    with pytest.raises(ValueError, match="length: -1 is below 0"):
+        copy.crop(-1)
+
+
+def random_prompts(rng, first, n):
+    "`n` prompts of unequal length that begin with `first`, or with a part of it."
+
+    def some(most):
+        return torch.randint(2, 8, (int(torch.randint(1, most, (), generator=rng)),), generator=rng)
+
+    cut = int(torch.randint(len(first) // 2, len(first) + 1, (), generator=rng))
+    return [torch.cat([first[:cut], some(5)]) for _ in range(n)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_kept_prompt_changes_no_token(seed):
+    "Rows of unequal length share the kept prompt or a part of it; calls in turns; nothing written."
+    gpt, rng = small(context=24), torch.Generator().manual_seed(seed)
+    first = torch.randint(2, 8, (9,), generator=rng)
+    kept = PromptCache(gpt, first)
+    before = kept.memory.keys.clone(), kept.memory.length
+    for prompt in (first, first[:4], *[random_prompts(rng, first, n) for n in (1, 3, 4)]):
+        want = generate(gpt, prompt, max_new_tokens=5)
+        for cache in (kept, PromptCache(gpt, random_prompts(rng, first, 1)[0], cache=kept)):
+            got = generate(gpt, prompt, max_new_tokens=5, cache=cache)
+            assert repr(got) == repr(want)
+            for row, other in zip(want, got, strict=True):
+                assert row.ids.equal(other.ids)
+                torch.testing.assert_close(row.logprobs, other.logprobs, atol=1e-5, rtol=1e-4)
+    one, two = (stream(gpt, first[:n], max_new_tokens=5, cache=kept) for n in (9, 5))
+    turns = [(a.ids.item(), b.ids.item()) for a, b in zip(one, two)]
+    apart = [generate(gpt, first[:n], max_new_tokens=5).ids.tolist() for n in (9, 5)]
+    assert turns == list(zip(*apart))
+    assert torch.equal(kept.memory.keys, before[0]) and kept.memory.length == before[1]
 
 
 def test_padded_rows_equal_rows_alone():

@@ -19,7 +19,7 @@ MAP = [
     (
         "loop",
         "the loop: a model, a chooser, a text",
-        "generate stream score Generation Step Draw Prediction Context LanguageModel",
+        "generate stream score PromptCache Generation Step Draw Prediction Context LanguageModel",
     ),
     (
         "toy",
