@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SOFTMAXES', 'HuggingFaceCache', 'takes', 'without_cache', 'with_cache', 'start_of', 'text_functions', 'chat_function',
            'newest_scores', 'RawScores', 'stack_scores', 'check_room', 'end_ids_of', 'HuggingFaceModel', 'HuggingFace',
-           'InsideGenerate', 'law_logits', 'SamplerLogitsProcessor', 'token_logits', 'KeyedLogitsProcessor',
-           'RequestLogitsProcessor']
+           'InsideGenerate', 'law_logits', 'check_law_of', 'SamplerLogitsProcessor', 'token_logits',
+           'KeyedLogitsProcessor', 'RequestLogitsProcessor']
 
 # %% ../nbs/19_huggingface.ipynb #0e6e7f21
 import re
@@ -302,6 +302,14 @@ def law_logits(
     said = context.ids, context.mask, context.prompt_lengths
     return sampler.distribution(prediction.logits, *said).log()
 
+def check_law_of(
+    name,       # what an error calls it
+    sampler,    # what should be a `Sampler`
+):              # the same
+    "Refuse what has no law."
+    if hasattr(sampler, "distribution"): return sampler
+    raise TypeError(f"{name}: {sampler!r} has no law; a Sampler has")
+
 class SamplerLogitsProcessor(InsideGenerate):
     "For `generate(do_sample=True, top_k=0)` of transformers: draws from a `Sampler`'s law."
     def __init__(
@@ -310,8 +318,7 @@ class SamplerLogitsProcessor(InsideGenerate):
         attention_mask,    # (B, T), as `generate` gets it; without padding `ones_like(input_ids)`
     ):
         super().__init__(attention_mask)
-        if not hasattr(sampler, "distribution"): raise TypeError(f"sampler: {sampler!r} has no law")
-        self.sampler = sampler
+        self.sampler = check_law_of("sampler", sampler)
 
     def __call__(self, input_ids, scores):
         return law_logits(self.sampler, Prediction(scores), self.context(input_ids))
@@ -342,7 +349,7 @@ class KeyedLogitsProcessor(InsideGenerate):
         self.choose, self.raw = choose, None
         if not getattr(choose, "attention", False): return
         if model is None: raise ValueError("model: None, but choose reads the model's attention")
-        self.raw = RawScores(model)
+        self.raw = RawScores(model.model if isinstance(model, HuggingFace) else model)
         for handle in self.raw.watch(): finalize(self, handle.remove)
 
     def __call__(self, input_ids, scores):
@@ -362,7 +369,8 @@ class RequestLogitsProcessor:
         if not callable(choose): raise TypeError(f"choose: {choose!r} is not callable")
         if getattr(choose, "attention", False):
             raise ValueError("choose: it reads attention, which vLLM does not show")
-        self.choose, self.row, self.memory = choose, whole("row", row, 0), {}
+        self.choose = check_law_of("choose", choose) if law else choose
+        self.row, self.memory = whole("row", row, 0), {}
         self.logits = law_logits if law else token_logits
 
     def __call__(self, prompt_token_ids, output_token_ids, logits):

@@ -481,7 +481,7 @@ def test_the_entropy_policy_chooses_inside_generate(name, full):
     for policy in policies(adapter):
         ours = generate(adapter, UNEQUAL, policy, n)
         assert len({b for s in ours.steps for b in s.draw.branch.tolist()}) > 2 or policy.clarify
-        keyed = KeyedLogitsProcessor(policy, MASK, model)
+        keyed = KeyedLogitsProcessor(policy, MASK, adapter if policy.clarify else model)
         for _ in range(2):  # what was remembered of the rows is forgotten
             assert lists(ours.ids) == own(
                 model, IDS, MASK, do_sample=True, max_new_tokens=n, logits_processor=[keyed]
@@ -522,6 +522,7 @@ def test_processors_refuse_by_name():
         ),
         (lambda: RequestLogitsProcessor(None), "choose: None is not callable"),
         (lambda: RequestLogitsProcessor(policy), "choose: it reads attention"),
+        (lambda: RequestLogitsProcessor(greedy, law=True), "choose: <function greedy .* no law"),
         (lambda: RequestLogitsProcessor(greedy, -1), "row: -1 is below 0"),
         (lambda: RequestLogitsProcessor(greedy)(None, [], torch.ones(4)), "prompt_token_ids: None"),
         (lambda: RequestLogitsProcessor(greedy)([2], [4], torch.ones(4)), "output_token_ids: id 4"),

@@ -5,13 +5,16 @@ import torch
 from helpers.rows import history, kept, rows, tied
 from helpers.texts import AWKWARD, CONTROLS, PROMPTS, TOLERANCE, forced, ids_of
 
-from decoding_book.loop import left_pad
+from decoding_book.entropix import EntropySampler
+from decoding_book.huggingface import HuggingFace, KeyedLogitsProcessor
+from decoding_book.loop import generate, left_pad
 from decoding_book.penalties import (
     logit_bias,
     min_length,
     no_repeat_ngram,
     repetition_penalty,
 )
+from decoding_book.sampler import Sampler
 from decoding_book.temperature import temperature
 from decoding_book.topk import top_k
 
@@ -181,3 +184,33 @@ def test_penalties_agree_with_transformers():
         )
         theirs = hf.MinNewTokensLengthLogitsProcessor(given, least, eos)(ids, z)
         assert min_length(z, N - given, least, eos).equal(theirs)
+
+
+# The book inside transformers' own `generate`
+
+
+def test_smollm2_in_transformers_says_the_tokens_of_the_book_s_loop(model, peer, full, record):
+    "A seeded sampler and the entropy policy, unequal rows: by `generate`, the adapter and SmolLM2."
+    n, rows = (64 if full else 8), PROMPTS[:4] if full else PROMPTS[:2]
+    adapter, ids = HuggingFace(peer), [ids_of(model, text)[0] for text in rows]
+    padded, mask = left_pad(ids)
+    sampler = Sampler(temperature=0.8, top_p=0.9, repetition_penalty=1.1, seed=3)
+    policy, given = EntropySampler(seed=3), dict(attention_mask=mask.long(), max_new_tokens=n)
+    for choose in sampler, policy:
+        ours = generate(model, ids, choose, n, ignore_eos=True)
+        there = generate(adapter, ids, choose, n, ignore_eos=True)
+        keyed = KeyedLogitsProcessor(choose, mask, peer)
+        out = peer.generate(padded, do_sample=True, logits_processor=[keyed], **given)
+        assert list(map(len, there.ids)) == [n] * len(ids)
+        for row, a, b in zip(out[:, padded.shape[1] :], there.ids, ours.ids):
+            assert torch.equal(row, a) and torch.equal(a, b)
+    record("smollm: rows of seeded tokens equal in transformers' generate", [len(ids), n])
+
+
+def test_smollm2_s_raw_scores_in_transformers_are_its_own(model, peer):
+    ids, mask = left_pad([ids_of(model, text)[0] for text in PROMPTS[:3]])
+    ours = model(ids, mask, attention=True).attention
+    theirs = HuggingFace(peer)(ids, mask, attention=True).attention
+    torch.testing.assert_close(
+        theirs, ours.masked_fill(~mask[:, None, None], 0), atol=1e-3, rtol=1e-4
+    )
