@@ -476,7 +476,7 @@ def policies(adapter):
 
 @pytest.mark.parametrize("name", ["GPT-2", "Llama", "Gemma"])
 def test_the_entropy_policy_chooses_inside_generate(name, full):
-    model, n = tiny_model(name), 64 if full else 16
+    model, n = tiny_model(name), 66 if full else 18  # in the middle of what the second says
     adapter = HuggingFace(model)
     for policy in policies(adapter):
         ours = generate(adapter, UNEQUAL, policy, n)
