@@ -110,20 +110,19 @@ def plain_four_bits(
 # %% ../nbs/20_four_bits.ipynb #20a0f089
 @compiled(fastmath=SUMS)
 def add_plain(
-    plain,    # (32, LANES), of block b and tile t
+    plain,    # (32, LANES), of block b
     x,        # (B, n, 32)
     b,
-    out,      # (B, tiles, LANES) to add to
-    t,
+    out,      # (B, LANES) to add to
 ):
     "Add a block of plain weights times its inputs, for all rows."
     for row in range(len(x)):
         for j in range(0, 32, 8):
             some, w = x[row, b, j:j + 8], plain[j:j + 8]
             for r in range(LANES):
-                out[row, t, r] += (w[0, r] * some[0] + w[1, r] * some[1] + w[2, r] * some[2]
-                                   + w[3, r] * some[3] + w[4, r] * some[4] + w[5, r] * some[5]
-                                   + w[6, r] * some[6] + w[7, r] * some[7])
+                out[row, r] += (w[0, r] * some[0] + w[1, r] * some[1] + w[2, r] * some[2]
+                                + w[3, r] * some[3] + w[4, r] * some[4] + w[5, r] * some[5]
+                                + w[6, r] * some[6] + w[7, r] * some[7])
 
 # %% ../nbs/20_four_bits.ipynb #20a0f097
 @compiled
@@ -136,11 +135,13 @@ def add_rows(
     parts,     # of how many
 ):
     "This thread's tiles, for many rows."
-    plain = np.empty((32, LANES), np.float32)
+    plain, total = np.empty((32, LANES), np.float32), np.empty((len(x), LANES), np.float32)
     for t in range(part, len(codes), parts):
+        total[:] = 0
         for b in range(codes.shape[1]):
             plain_four_bits(codes[t, b], scales[t, b], plain)
-            add_plain(plain, x, b, out, t)
+            add_plain(plain, x, b, total)
+        out[:, t] += total
 
 # %% ../nbs/20_four_bits.ipynb #20a0f042
 @compiled(fastmath=SUMS)
@@ -275,6 +276,7 @@ def add_product(
     team,    # a `Team`
 ):
     "This thread's tiles, for all rows."
+    if len(x) > 4: return add_rows(m.codes, m.scales, x, out, team.part, team.parts)
     for t in range(team.part, len(m.codes), team.parts):
         for row in range(len(x)):
             add_four_bits(m.codes[t], m.scales[t], x[row], sums[row], inside, out[row, t])

@@ -583,7 +583,7 @@ class SmolLM2(_Placed):
         w, (B, T) = self.weights, ids.shape
         N = T if cache is None else cache.length + T
         real = torch.ones(B, N, dtype=torch.bool, device=ids.device) if keys is None else keys
-        if w.one_position and T == 1 and B <= 4 and cache is not None:        # "A short wait"
+        if w.one_position and T == 1 and cache is not None:                   # "A short wait"
             return w.one_position(ids, w.turns[positions], real, cache, last_only, attention)
         allowed = visible(real, T) if keys is not None or 1 < T < N else None
         turn = w.turns[positions].unsqueeze(-2)                     # the same for all heads
