@@ -168,6 +168,8 @@ def batch(model):
 @pytest.fixture
 def project(tmp_path):
     "A copy of the project to change at will."
-    from execute import copy_project
+    from execute import copy_project, share_loops
 
-    return copy_project(tmp_path / "project")
+    copied = copy_project(tmp_path / "project")
+    share_loops(ROOT, copied)
+    return copied

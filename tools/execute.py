@@ -187,23 +187,47 @@ def export(
     )
 
 
+LOOPS = [  # the fast draw, and the model's step
+    "import torch\n"
+    "from decoding_book.fused import fused_sample\n"
+    "for dtype in torch.float32, torch.float64: fused_sample(torch.zeros(1, 2, dtype=dtype))",
+    "import torch\n"
+    "from decoding_book.smollm import SmolLM2\n"
+    "model = SmolLM2(weights='q4')\n"
+    "cache = model.new_cache(1, 3)\n"
+    "for n in 2, 1: model(torch.full((1, n), 5), cache=cache)",
+]
+
+
 def compile_loops(
     project,  # A folder with the package
 ):
-    "Compile the fast draw and the model's step once, before several kernels would each begin to."
-    code = (
-        "import torch\n"
-        "from decoding_book.fused import fused_sample\n"
-        "from decoding_book.smollm import SmolLM2\n"
-        "for dtype in torch.float32, torch.float64: fused_sample(torch.zeros(1, 2, dtype=dtype))\n"
-        "model = SmolLM2(weights='q4')\n"
-        "cache = model.new_cache(1, 3)\n"
-        "for n in 2, 1: model(torch.full((1, n), 5), cache=cache)"
-    )
+    "Compile what is not compiled yet, before several kernels would each begin to."
     env = dict(os.environ, PYTHONPATH=str(project), PYTHONDONTWRITEBYTECODE="")
-    done = subprocess.run([sys.executable, "-c", code], cwd=project, env=env, capture_output=True)
-    if done.returncode:
-        print(done.stderr.decode(), file=sys.stderr)
+    for done in [
+        subprocess.Popen([sys.executable, "-c", code], cwd=project, env=env, stderr=subprocess.PIPE)
+        for code in LOOPS
+    ]:
+        _, wrong = done.communicate()
+        if done.returncode:
+            print(wrong.decode(), file=sys.stderr)
+
+
+def share_loops(
+    source,  # A folder with the package, its loops compiled
+    target,  # A folder with a package of the same text: else it gets nothing
+):
+    "Compiled loops for another folder. numba takes them for a file of the same time and size."
+    modules = sorted((source / "decoding_book").glob("*.py"))
+    twins = [target / "decoding_book" / m.name for m in modules]
+    if not all(t.is_file() and t.read_bytes() == m.read_bytes() for m, t in zip(modules, twins)):
+        return
+    for module, twin in zip(modules, twins):
+        shutil.copystat(module, twin)
+    kept = target / "decoding_book/__pycache__"
+    kept.mkdir(exist_ok=True)
+    for file in (source / "decoding_book/__pycache__").glob("*.nb[ci]"):
+        shutil.copy2(file, kept)
 
 
 def kernel_environment(
@@ -340,7 +364,10 @@ def main():
     if args.copy:
         project = copy_project(args.copy)
         export(project)
+        share_loops(ROOT, project)
     compile_loops(project)
+    if args.copy:
+        share_loops(project, ROOT)
     paths = asked_for(project / "nbs", args.names)
     print(f"Running {len(paths)} notebooks, {args.jobs} at a time", flush=True)
     start = time.perf_counter()
