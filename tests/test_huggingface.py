@@ -345,6 +345,21 @@ def test_an_architecture_says_what_its_own_generate_says(name, full, record):
     )
 
 
+def test_the_views_show_what_such_a_model_says():
+    from html import escape
+
+    from decoding_book.entropix import BranchView
+    from decoding_book.trees import stepper_html
+
+    adapter = HuggingFace(llama(), words("<s>"))
+    said = generate(adapter, ["a b", "c"], EntropySampler(), 4)
+    beams = beam_search(adapter, "a b", 2, 4)
+    for page in said._repr_html_(), BranchView(said)._repr_html_(), stepper_html(said[0]):
+        assert all(escape(word) in page for word in said[0].text.split())
+    for page in beams._repr_html_(), stepper_html(beams):
+        assert all(escape(word) in page for word in beams[0].text.split())
+
+
 # ---- raw scores
 
 
@@ -442,6 +457,23 @@ def test_the_law_inside_generate_is_the_sampler_s():
                 assert (z.isfinite().sum(1) <= 9).all()
         context = processor.context(ids)
         assert context.lengths.tolist() == context.prompt_lengths.tolist() == [3, 1, 7]
+
+
+def test_what_generate_does_before_and_after_a_processor():
+    "Its cut to 50 tokens comes after ours unless it is put off, its penalties come before."
+    model, seen = tiny_model("Llama", vocab_size=80), []
+    for more, kept in (({}, 50), ({"top_k": 0}, 80)):
+        scores, _ = stepwise(model, SamplerLogitsProcessor(Sampler(), MASK), 2, **more)
+        assert (scores.isfinite().sum(-1) == kept).all()
+
+    def note(prediction, context):
+        seen.append(prediction.logits)
+        return greedy(prediction)
+
+    stepwise(model, KeyedLogitsProcessor(note, MASK), 1, repetition_penalty=2.0)
+    change = (seen[0] - HuggingFace(model)(IDS, MASK).logits).abs()
+    changed = (change > 1e-3).nonzero().tolist()
+    assert changed and all(id in IDS[row] for row, id in changed)
 
 
 def test_several_answers_to_a_prompt_are_rows_of_their_own():
