@@ -46,6 +46,9 @@ setup(
         "fast": fast,
         "dev": model + fast + cfg["dev_requirements"].split(),
     },
-    entry_points={"nbdev": ["decoding_book=decoding_book._modidx:d"]},
+    entry_points={
+        "console_scripts": cfg["console_scripts"].split(),
+        "nbdev": ["decoding_book=decoding_book._modidx:d"],
+    },
     zip_safe=False,
 )

@@ -26,6 +26,7 @@ kernels      the steps of the draw on a GPU
 cuda         the draw as Triton kernels
 huggingface  models of transformers in this loop: HuggingFace, SamplerLogitsProcessor, KeyedLogitsProcessor
 four_bits    the real model at the bits of its file
+shell        the command decoding-book
 checks       what refuses bad input by name
 checkpoints  trained weights, kept and found again
 gguf_file    weights as GGUF files hold them

@@ -145,3 +145,20 @@ def test_what_an_extra_gives_is_named_in_one_sentence_where_it_is_missed(install
     assert done.returncode == 0 and len(said) == len(SENTENCES), done.stderr + done.stdout
     for line, sentence in zip(said, SENTENCES.values()):
         assert sentence in line
+
+
+def test_the_command_of_the_wheel_helps_and_names_what_is_missing(installed, tmp_path):
+    command = installed.with_name("decoding-book")
+
+    def call(*words):
+        return subprocess.run([command, *words], cwd=tmp_path, capture_output=True, text=True)
+
+    done = call("--help")
+    assert done.returncode == 0 and done.stdout.startswith("usage: decoding-book [PROMPT]")
+    done = call("The sea was")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stdout == ""
+    assert SENTENCES["smollm.SmolLM2()"] in done.stderr
+    done = subprocess.run(
+        [installed, "-I", "-m", "decoding_book", "--version"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout == call("--version").stdout

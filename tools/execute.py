@@ -291,6 +291,7 @@ async def run_one(
             timeout=timeout,
             kernel_name="python3",
             record_timing=False,
+            coalesce_streams=True,  # what is printed piece by piece is one output
             kernel_manager_class=kernel,
             shutdown_kernel="immediate",
             resources={"metadata": {"path": str(path.parent)}},
