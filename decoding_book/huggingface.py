@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SOFTMAXES', 'HuggingFaceCache', 'takes', 'without_cache', 'with_cache', 'start_of', 'text_functions', 'chat_function',
-           'newest_scores', 'RawScores', 'stack_scores', 'check_room', 'end_ids_of', 'HuggingFaceModel', 'HuggingFace',
-           'InsideGenerate', 'law_logits', 'check_law_of', 'SamplerLogitsProcessor', 'token_logits',
+           'newest_scores', 'RawScores', 'stack_scores', 'check_room', 'check_window', 'end_ids_of', 'HuggingFaceModel',
+           'HuggingFace', 'InsideGenerate', 'law_logits', 'check_law_of', 'SamplerLogitsProcessor', 'token_logits',
            'KeyedLogitsProcessor', 'RequestLogitsProcessor']
 
 # %% ../nbs/19_huggingface.ipynb #0e6e7f21
 import re
 from contextlib import nullcontext
+from copy import deepcopy
 from inspect import signature
 from weakref import finalize
 
@@ -25,7 +26,7 @@ from .transformer import row_numbers
 
 # %% ../nbs/19_huggingface.ipynb #08b6dd97
 class HuggingFaceCache:
-    "A transformers cache behind the three names that this book uses."
+    "A transformers cache behind the names that this book uses."
     def __init__(self, rows, length):
         self.capacity, self.memory, self.mask = (rows, length), None, None
 
@@ -42,6 +43,23 @@ class HuggingFaceCache:
     def keep(self, rows):
         "Keep only these rows."
         self.reorder(rows)
+
+    def copy(self, rows, length):
+        "A cache of its own: row i is row `rows[i]` of this one, and `length` positions fit."
+        new = HuggingFaceCache(len(rows), length)
+        new.memory, new.mask = deepcopy(self.memory), self.mask
+        new.reorder(rows)
+        return new
+
+    def crop(self, length):
+        "Forget all positions from `length` on."
+        off = self.length - whole("length", length, 0, self.length, ", what is filled")
+        if not off: return
+        try: self.memory.crop(-off)
+        except RuntimeError as e:
+            raise ValueError(f"length: {length} of {self.length} positions, but the model's window "
+                             "has let go of what came before") from e
+        self.mask = self.mask[:, :length]
 
 # %% ../nbs/19_huggingface.ipynb #2b437e36
 def takes(
@@ -222,6 +240,19 @@ def check_room(
         if limit and n > limit:
             raise ValueError(f"ids: {n} positions are more than the {name}'s {limit}")
 
+# %% ../nbs/19_huggingface.ipynb #b1c4a842
+def check_window(
+    keys,      # (B, N) bool, which positions are real
+    cache,     # a `HuggingFaceCache`, or None
+):
+    "Refuse padding that a window would count."
+    layers = getattr(cache and cache.memory, "layers", ())
+    sizes = [getattr(layer, "sliding_window", None) for layer in layers]
+    window = min(filter(None, sizes), default=keys.shape[1])
+    if keys.shape[1] > window and (keys[:, :-1] & ~keys[:, 1:]).any():
+        raise ValueError(f"cache: rows of unequal length after a kept prompt, and the model's "
+                         f"window of {window} positions would count their padding")
+
 # %% ../nbs/19_huggingface.ipynb #232fac9a
 def end_ids_of(
     model,    # of transformers
@@ -260,6 +291,7 @@ class HuggingFace(HuggingFaceModel):
         keys = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         if cache is not None and cache.length: keys = torch.cat([cache.mask, keys], 1)
         check_room(keys, self.context, cache)
+        check_window(keys, cache)
         raw = RawScores(self.model)
         with raw if attention else nullcontext():
             if "past_key_values" not in self.takes: logits = without_cache(self.model, ids, keys)

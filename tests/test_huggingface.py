@@ -16,7 +16,7 @@ from decoding_book.huggingface import (
     RequestLogitsProcessor,
     SamplerLogitsProcessor,
 )
-from decoding_book.loop import Draw, generate, greedy, left_pad, stream
+from decoding_book.loop import Draw, PromptCache, generate, greedy, left_pad, stream
 from decoding_book.sampler import Sampler
 
 TOLERANCE = 2e-4
@@ -92,6 +92,32 @@ def test_the_adapters_cache(tiny):
         atol=1e-5,
         rtol=0,
     )
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "Llama", "Mistral"])
+def test_a_prompt_that_was_read_serves_later_calls(name):
+    adapter = HuggingFace(tiny_model(name))
+    start = torch.arange(2, 2 + WINDOW + 3)
+    kept = PromptCache(adapter, start)
+    rows = [torch.cat([start, torch.tensor(more)]) for more in ([5, 6, 7], [9])]
+    if name == "Mistral":  # its window is shorter than what was read
+        with pytest.raises(ValueError, match=f"cache: rows of unequal .* window of {WINDOW} pos"):
+            generate(adapter, rows, max_new_tokens=4, cache=kept)
+        rows = [row[: WINDOW + 4] for row in rows]
+    for choose in (greedy, SEEDED):
+        plain = generate(adapter, rows, choose, 8).ids
+        for _ in range(2):
+            assert lists(generate(adapter, rows, choose, 8, cache=kept).ids) == lists(plain)
+    assert kept.memory.length == len(start)
+    part = [torch.cat([start[:4], torch.tensor([3])]), start[:6]]
+    if name == "Mistral":
+        with pytest.raises(ValueError, match=f"length: 4 of {len(start)} positions, but the model"):
+            generate(adapter, part, max_new_tokens=4, cache=kept)
+        return
+    again = generate(adapter, part, max_new_tokens=4, cache=kept).ids
+    assert lists(again) == lists(generate(adapter, part, max_new_tokens=4).ids)
+    with pytest.raises(ValueError, match="length: 99 is above .*, what is filled"):
+        kept.memory.crop(99)
 
 
 def test_the_adapter_refuses(tiny):
