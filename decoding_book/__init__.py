@@ -79,6 +79,8 @@ if TYPE_CHECKING:
     from .penalties import presence_penalty as presence_penalty
     from .penalties import no_repeat_ngram as no_repeat_ngram
     from .penalties import logit_bias as logit_bias
+    from .penalties import sequence_bias as sequence_bias
+    from .penalties import spellings as spellings
     from .sampler import Sampler as Sampler
     from .sampler import draw as draw
     from .fused import fused_sample as fused_sample
@@ -132,6 +134,8 @@ _HOMES = {
     "presence_penalty": "penalties",
     "no_repeat_ngram": "penalties",
     "logit_bias": "penalties",
+    "sequence_bias": "penalties",
+    "spellings": "penalties",
     "Sampler": "sampler",
     "draw": "sampler",
     "fused_sample": "fused",

@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['BEAM_RULES', 'Branch', 'Beam', 'row_best', 'continuations', 'book_rule', 'huggingface_rule', 'in_place', 'step_beams',
-           'run_beams', 'check_rules', 'beam_result', 'beam_search']
+           'run_beams', 'check_rules', 'checked_process', 'beam_result', 'text_after', 'beam_search']
 
 # %% ../nbs/07_beam.ipynb #cd2b2a06
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import torch
 
 from .checks import (check_answer, check_number, float64_home, in_float64,
                                   log_normalizer, one_of, whole)
-from .exhaustive import Batch, Hypotheses, Hypothesis, search_setup
-from .loop import LanguageModel, left_pad
+from .exhaustive import Batch, Hypotheses, Hypothesis, next_logprobs, search_setup
+from .loop import Context, LanguageModel, first_cache, held_ids, left_pad, new_text
 
 # %% ../nbs/07_beam.ipynb #245a3898
 class Branch(NamedTuple):
@@ -25,7 +25,7 @@ class Branch(NamedTuple):
     logprobs: tuple = ()     # nats, of each
     total: float = 0.        # their sum
     score: float = 0.        # total / length^penalty
-    finished: bool = False   # ends with an end mark
+    finished: bool = False   # ends with an end mark or a stop string
     parent: int = 0          # its row among the paths that went on one step before
 
     @property
@@ -47,10 +47,17 @@ class Beam:
     finished: list = field(default_factory=list)
     steps: list = field(default_factory=list)   # for each step: paths kept, paths cut
     rows: int = 0            # rows of logits asked for
+    as_is: bool = False      # are rows log-probabilities that stay as they are?
+    stops: list = ()         # strings that end a text
+    text: Callable = None    # of new ids; asked only where there are such strings
 
     def score(self, total, n):
         "What a text of `n` tokens is ranked by."
         return total / n ** self.penalty
+
+    def found(self, ids):
+        "The stop strings in the text of new ids."
+        return tuple(s for s in self.stops if s in self.text(ids))
 
     def best_hope(self, longest):
         "The highest score that a running path could still reach if it had `longest` tokens."
@@ -62,16 +69,18 @@ def row_best(
     totals: torch.Tensor,  # (R,) float64, the sum of each row's path so far
     n,       # how many a row
     where="",  # added to an error: which position
+    as_is=False,  # the rows are log-probabilities, or what a process has made of them
 ):           # ids, log-probabilities and new sums, each (R, m): the n largest sums of each row
     "The `n` best continuations of each path; equal sums by lower id, whatever `topk` does."
-    log_z = in_float64(log_normalizer(logits, where))[:, None]
+    log_z, most = in_float64(log_normalizer(logits, where))[:, None], 0
+    if as_is: log_z, most = torch.zeros_like(log_z), math.inf
     top, at = logits.topk(min(n + 1, logits.shape[1]))
-    logp = (in_float64(top) - log_z).clamp(max=0)
+    logp = (in_float64(top) - log_z).clamp(max=most)
     at, sums = at.to(logp.device), totals[:, None] + logp
     if at.shape[1] > n:          # is the last one kept strictly better than the first one dropped?
         tied = (sums[:, n - 1] == sums[:, n]) & (sums[:, n] > -math.inf)
         for r in tied.nonzero()[:, 0].tolist():
-            row = (in_float64(logits[r]) - log_z[r]).clamp(max=0)
+            row = (in_float64(logits[r]) - log_z[r]).clamp(max=most)
             at[r, :n] = (totals[r] + row).sort(descending=True, stable=True).indices[:n]
             logp[r, :n] = row[at[r, :n]]
         at, logp = at[:, :n], logp[:, :n]
@@ -88,14 +97,15 @@ def continuations(
     length = len(beam.running[0].ids) + 1
     totals = torch.tensor([p.total for p in beam.running], dtype=torch.float64)
     totals = totals.to(float64_home(logits.device))
-    ids, logp, sums = row_best(logits, totals, n, f" at token {length}")
+    ids, logp, sums = row_best(logits, totals, n, f" at token {length}", beam.as_is)
     cut = sums.flatten().topk(min(n, sums.numel())).values[-1]
     row, column = ((sums >= cut) & (sums > -math.inf)).nonzero(as_tuple=True)
     paths = []
     for r, id, lp in zip(row.tolist(), ids[row, column].tolist(), logp[row, column].tolist()):
         old, total = beam.running[r], beam.running[r].total + lp
-        paths.append(Branch(old.ids + (id,), old.logprobs + (lp,), total,
-                            beam.score(total, length), id in ends, r))
+        new = old.ids + (id,)
+        paths.append(Branch(new, old.logprobs + (lp,), total, beam.score(total, length),
+                            id in ends or bool(beam.found(new)), r))
     return sorted(paths, key=lambda path: path.key)
 
 # %% ../nbs/07_beam.ipynb #45d1731d
@@ -175,24 +185,31 @@ def run_beams(
     beams: list,   # one `Beam` a prompt
     ends,    # ids that end a text
     rule,    # what to keep after each step
+    process=None,  # (logits (R, V), context) -> logits (R, V), from `checked_process`
+    kept=None,     # a `PromptCache`
 ):
     "Advance all beams together until each is over."
     device = getattr(model, "device", "cpu")
     ids, mask = left_pad([beam.prompt for beam in beams], device)
+    given, row = mask.sum(1), torch.arange(len(ids), device=device)    # prompts' sizes and numbers
     room = ids.shape[1] + max(beam.limit for beam in beams)
-    cache, fed = None, 0                     # fed: columns that the cache already holds
-    if hasattr(model, "new_cache"): cache = model.new_cache(sum(beam.width for beam in beams), room)
+    width = sum(beam.width for beam in beams)
+    cache, held = first_cache(model, [beam.prompt for beam in beams], width, room, kept)
+    fed = held                               # columns that the cache already holds
     while True:
-        part = None if mask[:, fed:].all() else mask[:, fed:]
+        part = (mask.cumsum(1) > held)[:, fed:]
+        part = None if part.all() else part
         with torch.no_grad(): logits = model(ids[:, fed:], mask=part, cache=cache).logits
         check_answer(logits, len(ids), model.vocab_size)
+        if process is not None: logits = process(logits, Context(ids, mask, given, row))
         beams, rows, tokens = step_beams(beams, logits, ends, rule)
         if not beams: return
         if cache is not None:
             fed = ids.shape[1]
             cache.reorder(rows)
         ids = torch.cat([ids[rows], torch.tensor(tokens, device=device)[:, None]], 1)
-        mask = torch.cat([mask[rows], torch.ones_like(mask[rows, :1])], 1)
+        mask = torch.cat([mask[rows], mask.new_ones(len(rows), 1)], 1)
+        given, row = given[rows], row[rows]
 
 # %% ../nbs/07_beam.ipynb #175b2c98
 def check_rules(model, width, n_ends, early_stopping, dialect):
@@ -205,14 +222,36 @@ def check_rules(model, width, n_ends, early_stopping, dialect):
     if early_stopping is not None: return early_stopping
     return False if dialect else "never"
 
+# %% ../nbs/07_beam.ipynb #1d30ab95
+def checked_process(process, dialect):
+    "`process` as the beam of a dialect calls it, with its answer checked."
+    if process is None: return None
+    change = getattr(process, "process", process)            # such as a `Sampler`'s
+    if not callable(change): raise TypeError(f"process: {process!r} is not callable")
+    def changed(logits, context):
+        new = change(next_logprobs(logits) if dialect else logits, context)
+        if getattr(new, "shape", None) != logits.shape:
+            raise ValueError(f"process: returned {new!r}, expected {tuple(logits.shape)} logits")
+        return new
+    return changed
+
 # %% ../nbs/07_beam.ipynb #15e6e607
 def beam_result(model, beam):
     "The n best complete texts of a beam that is over."
     complete = beam.finished + [p for p in beam.running if len(p.ids) == beam.limit]
     best = [Hypothesis(torch.tensor(p.ids), torch.tensor(p.logprobs, dtype=torch.float64), p.total,
-                       p.score, p.finished, beam.prompt, model)
+                       p.score, p.finished, beam.prompt, model, beam.found(p.ids))
             for p in sorted(complete, key=lambda path: path.key)[:beam.n_best]]
     return Hypotheses(best, beam.rows, math.inf, False, beam.steps)
+
+# %% ../nbs/07_beam.ipynb #a4bf3c66
+def text_after(
+    model,    # with a tokenizer, or nothing is asked for
+    prompt,   # ids (T,)
+):            # new ids -> their text
+    "What new ids add to the text of a prompt."
+    def text(ids): return new_text(model.decode, prompt, ids, False, getattr(model, "encode", None))
+    return text
 
 # %% ../nbs/07_beam.ipynb #15223e0f
 def beam_search(
@@ -222,19 +261,23 @@ def beam_search(
     max_new_tokens: int,  # a text is complete at its end mark or at this length
     length_penalty: float = 0.,  # α of the score Σ log p / n^α, n counting the end mark; -64 to 64
     n_best: int = 1,    # how many texts to return, at most `width`
-    stop=None,          # ids that end a text besides the model's `eos`
+    stop=None,          # ids and strings that end a text, besides the model's `eos`
     ignore_eos=False,   # go on after the model's `eos`
     early_stopping=None,  # True, False or "never"; None: "never" here, False for Hugging Face
     dialect=None,       # "huggingface": score and stop as transformers does
+    process=None,       # a `Sampler`, or (logits (R, V), context) -> logits: changes each row's law
+    cache=None,         # a `PromptCache`: what it shares with all prompts is not read again
 ) -> Hypotheses:        # best first; a list of them for several prompts
     "Keep the `width` best texts at every length."
-    asked = search_setup(model, prompt, max_new_tokens, stop, ignore_eos)
+    asked = search_setup(model, prompt, max_new_tokens, stop, ignore_eos, strings=True)
+    held_ids(model, asked.prompts, cache)                               # for its checks
     width = whole("width", width)
     n_best = whole("n_best", n_best, most=width, why=", the width")
     early = check_rules(model, width, len(asked.ends), early_stopping, dialect)
     alpha = check_number("length_penalty", length_penalty, -64, 64)     # n^64 is still a float
-    beams = [Beam(p, limit, width, n_best, alpha, early)
-             for p, limit in zip(asked.prompts, asked.limits)]
-    run_beams(model, list(beams), asked.ends, BEAM_RULES[dialect])
+    change, as_is = checked_process(process, dialect), bool(process and dialect)
+    beams = [Beam(p, limit, width, n_best, alpha, early, as_is=as_is, stops=asked.stops,
+                  text=text_after(model, p)) for p, limit in zip(asked.prompts, asked.limits)]
+    run_beams(model, list(beams), asked.ends, BEAM_RULES[dialect], change, cache)
     found = [beam_result(model, beam) for beam in beams]
     return found[0] if asked.single else Batch(found)

@@ -31,14 +31,16 @@ class _FoundText(Result):
     finished: bool            # ended by an end mark; False: cut at the length limit
     prompt_ids: torch.Tensor  # (T,) what it continues
     model: object             # for its `decode`; saved, only `KnownTexts` stay of it
+    stops: tuple = ()         # the stop strings that ended it; empty: an end mark did, or nothing
 
     def __len__(self): return len(self.ids)
 
     @property
     def text(self):
-        "The new text, without the end mark: prompt and new text are the whole."
-        ids, encode = self.ids[:len(self) - self.finished], getattr(self.model, "encode", None)
-        return new_text(self._decode, self.prompt_ids, ids, self.finished, encode)
+        "The new text, without the end mark or string: prompt and new text are the whole."
+        marks, encode = self.finished and not self.stops, getattr(self.model, "encode", None)
+        ids = self.ids[:len(self) - marks]
+        return new_text(self._decode, self.prompt_ids, ids, self.finished, encode, self.stops)
 
     def _decode(self, ids):
         return getattr(self.model, "decode", lambda ids: " ".join(map(str, ids)))(ids)
@@ -112,6 +114,7 @@ class Search(NamedTuple):
     single: bool     # one prompt was given, not a list
     limits: list     # new tokens at most, for each prompt
     ends: list       # ids that end a text, sorted
+    stops: list      # strings that end a text, where the search looks for any
 
 # %% ../nbs/05_exhaustive.ipynb #ad2e8db5
 def search_setup(
@@ -120,19 +123,21 @@ def search_setup(
     max_new_tokens: int,  # length limit
     stop=None,            # ids that end a text besides the model's `eos`
     ignore_eos=False,     # go on after the model's `eos`
+    strings=False,        # does the search look for stop strings?
 ) -> Search:
     "The arguments that all searches share, checked."
     prompts, single = as_prompts(model, prompt)
     limit = whole("max_new_tokens", max_new_tokens)
-    ends, strings = as_stops(model, stop, ignore_eos)
-    if strings: raise ValueError(f"stop: {strings[0]!r} is text; a search compares ids: give one")
+    ends, stops = as_stops(model, stop, ignore_eos)
+    if stops and not strings:
+        raise ValueError(f"stop: {stops[0]!r} is text; such a search compares ids: give one")
     context = getattr(model, "context", None) or math.inf
     for i, p in enumerate(prompts):
         if len(p) >= context:
             raise ValueError(f"prompt, row {i}: {len(p)} tokens leave no room in a context "
                              f"of {context}")
     limits = [int(min(limit, context - len(p))) for p in prompts]
-    return Search(prompts, single, limits, sorted(ends))
+    return Search(prompts, single, limits, sorted(ends), stops)
 
 # %% ../nbs/05_exhaustive.ipynb #ffd92c0f
 def next_logprobs(

@@ -401,9 +401,10 @@ def new_text(
     ids,           # the new ids (n,), without an end mark
     ended=True,    # False: the text was cut, and half a character at its end is left out
     encode=None,   # str -> list of ids, if there is a tokenizer
+    stops=(),      # strings, before the first of which it is cut
 ):                 # str
     "The text of prompt and new ids together, less the text of the prompt."
-    return _Text(decode, prompt_ids, encode=encode).grow([int(i) for i in ids], True, ended)
+    return _Text(decode, prompt_ids, stops, encode).grow([int(i) for i in ids], True, ended)
 
 # %% ../nbs/01_loop.ipynb #d23a8db8
 def _entries(texts):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_history', 'token_counts', 'repetition_penalty', 'frequency_penalty', 'presence_penalty', 'no_repeat_ngram',
-           'check_id', 'bias_vector', 'logit_bias', 'end_ids', 'min_length']
+           'check_id', 'bias_number', 'bias_vector', 'logit_bias', 'check_sequences', 'sequence_bias', 'spellings',
+           'end_ids', 'min_length']
 
 # %% ../nbs/12_penalties.ipynb #c28d91d7
 import math
@@ -157,6 +158,20 @@ def check_id(
                          + f" 0..{(V or 0) - 1}" * (V is not None))
     return int(id)
 
+# %% ../nbs/12_penalties.ipynb #8425bd7c
+def bias_number(
+    name,     # what an error calls it
+    whose,    # the token or tokens it belongs to
+    value,    # what should be a number, or -inf
+):            # float
+    "One bias, checked."
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: {whose}: {value!r} is not a number")
+    try: number = float(value)
+    except OverflowError: number = math.inf                        # whatever its sign
+    if number < math.inf: return number
+    raise ValueError(f"{name}: {whose}: {value} is neither finite nor -inf")
+
 # %% ../nbs/12_penalties.ipynb #23c60f61
 def bias_vector(
     bias,         # {id: number}, or numbers (V,) or (..., V)
@@ -164,14 +179,8 @@ def bias_vector(
 ):                # float64 (V,) or (..., V)
     "A logit bias as a checked tensor."
     if isinstance(bias, dict):
-        pairs = {check_id("logit_bias", id, V): value for id, value in bias.items()}
-        for id, value in pairs.items():
-            if isinstance(value, bool) or not isinstance(value, Real):
-                raise TypeError(f"logit_bias: id {id}: {value!r} is not a number")
-            try: pairs[id] = float(value)
-            except OverflowError: pairs[id] = math.inf             # whatever its sign
-            if not pairs[id] < math.inf:
-                raise ValueError(f"logit_bias: id {id}: {value} is neither finite nor -inf")
+        pairs = {check_id("logit_bias", id, V): bias_number("logit_bias", f"id {id}", value)
+                 for id, value in bias.items()}
         bias = list(pairs.values()) if V is None else [pairs.get(id, 0.0) for id in range(V)]
     try: bias = torch.as_tensor(np.asarray(bias) if isinstance(bias, (list, tuple)) else bias)
     except _NO_TENSOR as e: raise TypeError(f"logit_bias: {e}") from None
@@ -196,6 +205,61 @@ def logit_bias(
     moved = (z + bias.to(z.dtype).to(z.device)).where(~ban & z.isfinite(), z)
     new = _in_range("logit_bias", bias, z, moved)
     return _some_left("logit_bias", bias, new.where(~ban, -torch.inf))
+
+# %% ../nbs/12_penalties.ipynb #703b624f
+def check_sequences(
+    bias,    # {a sequence of ids: number}
+    V=None,  # size of the vocabulary, if it is known
+):           # a list of (ids, number)
+    "A sequence bias, checked."
+    if not isinstance(bias, dict):
+        raise TypeError(f"sequence_bias: {bias!r} is no dictionary of sequences of ids")
+    pairs = []
+    for ids, value in bias.items():
+        if not isinstance(ids, tuple) or not ids:
+            raise TypeError(f"sequence_bias: {ids!r} is no tuple of ids")
+        number = bias_number("sequence_bias", ids, value)
+        pairs.append(([check_id("sequence_bias", id, V) for id in ids], number))
+    return pairs
+
+# %% ../nbs/12_penalties.ipynb #8d014cc6
+def sequence_bias(
+    logits: torch.Tensor,  # (..., V)
+    ids: torch.Tensor,  # the text so far, prompt included (..., N)
+    bias,       # {(id, ..., id): number}: added to the last id behind the others; -inf bans it
+    mask=None,  # (..., N) bool, False = padding
+):              # (..., V), float32 at least
+    "Add a number to the token that completes a sequence."
+    z = check_logits(logits)
+    ids, mask = check_history(ids, z, mask)
+    ids, more = ids.where(mask, -1), torch.zeros_like(z)            # no sequence has a -1
+    for (*before, last), value in check_sequences(bias, z.shape[-1]):
+        if len(before) > ids.shape[-1]: continue
+        end = ids[..., ids.shape[-1] - len(before):]
+        said = (end == torch.tensor(before, dtype=torch.long, device=z.device)).all(-1)
+        more[..., last] += z.new_tensor(value).where(said, 0)
+    moved = (z + more).where((more > -torch.inf) & z.isfinite(), z)
+    new = _in_range("sequence_bias", torch.zeros(2), z, moved)
+    return _some_left("sequence_bias", torch.zeros(2), new.where(more > -torch.inf, -torch.inf))
+
+# %% ../nbs/12_penalties.ipynb #da6d94de
+def spellings(
+    model,    # with a tokenizer
+    words,    # a text, or a list of them
+):            # {ids: text}
+    "The usual spellings of words: as they are, with and without a capital, behind a space or not."
+    if not hasattr(model, "encode"):
+        raise TypeError(f"words: {words!r} are text, and the model has no tokenizer: give ids")
+    start, found = len(model.encode("")), {}
+    for word in [words] if isinstance(words, str) else words:
+        if not isinstance(word, str) or not word.strip():
+            raise ValueError(f"words: {word!r} is no word")
+        word = word.strip()
+        for form in (word, word[0].upper() + word[1:], word[0].lower() + word[1:]):
+            for text in (form, " " + form):
+                try: found[tuple(model.encode(text)[start:])] = text
+                except ValueError: pass                      # what has no ids is never said
+    return found
 
 # %% ../nbs/12_penalties.ipynb #f447d6f7
 def end_ids(

@@ -19,7 +19,8 @@ import torch
 from .checks import check_logits, in_float64, key_part, per_row
 from .loop import Draw
 from .noise import Key, check_key, gumbel_max
-from .penalties import bias_vector, check_history, end_ids, frequency_penalty
+from .penalties import (bias_vector, check_history, check_sequences, end_ids,
+                                     frequency_penalty, sequence_bias)
 from .penalties import logit_bias, min_length, no_repeat_ngram, presence_penalty
 from .penalties import repetition_penalty
 from .temperature import temperature
@@ -119,6 +120,7 @@ def check_settings(
         value = getattr(params, name)
         if not on_gpu(value): per_row(name, value, torch.zeros(*shape_of(value), 1), **limits)
     if params.logit_bias is not None: bias_vector(params.logit_bias)
+    if params.sequence_bias is not None: check_sequences(params.sequence_bias)
     if params.eos is not None: end_ids(params.eos)
     elif setting(params, "min_new_tokens") is not None:
         raise ValueError(f"eos: None, but min_new_tokens={params.min_new_tokens} needs an end mark")
@@ -149,6 +151,7 @@ class Settings:
     backend: str | None = None        # which form of the draw
     penalty_window: object = None     # the three penalties see the last tokens only; None: all
     count_prompt: str = "repetition"  # penalties that count the prompt: this one, "all", "none"
+    sequence_bias: object = None      # {(id, ..., id): number}; -inf bans the sequence
 
     def __post_init__(self): check_settings(self)
 
@@ -192,6 +195,7 @@ def read_history(
 # %% ../nbs/13_sampler.ipynb #4b818f6f
 PENALTIES = {  # in order: from the logits, the parameter's value, the `History` and `Settings`
     "logit_bias": lambda z, v, text, params: logit_bias(z, v),
+    "sequence_bias": lambda z, v, text, params: sequence_bias(z, text.ids, v, text.real),
     "repetition_penalty": lambda z, v, text, params: repetition_penalty(
         z, text.ids, v, text.repeats),
     "frequency_penalty": lambda z, v, text, params: frequency_penalty(
@@ -457,6 +461,11 @@ class Sampler(Settings):
             z = penalize(z, own, context.ids, context.mask, context.prompt_lengths)
         row = context.row if own.rows is None else own.rows
         return draw(z, own, Key(own.seed, row, context.lengths), self.backend)
+
+    def process(self, logits, context):
+        "Logits (B, V) after penalties and filters: what `beam_search` takes as `process`."
+        own, text = self.at(context.row), (context.ids, context.mask, context.prompt_lengths)
+        return truncate(penalize(logits, own, *text), own)
 
     def trace(self, logits, ids=None, words=None, prompt_lengths=0):
         "What each stage does to one row of logits (V,), as a `Trace`."

@@ -2,6 +2,7 @@
 ties, caches."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from decoding_book.exhaustive import (
     n_largest,
 )
 from decoding_book.greedy import greedy_search
-from decoding_book.loop import Prediction, score
+from decoding_book.loop import Prediction, PromptCache, generate, score
 from decoding_book.toy import TableModel, six_words
+from decoding_book.transformer import GPT, GPTConfig
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -328,3 +330,89 @@ def test_what_is_refused_names_its_argument():
         with pytest.raises(ValueError) as error:
             call()
         assert text in str(error.value), error.value
+
+
+# ---- Laws that are changed on the way, stop strings, kept prompts
+
+
+class Changed(Deep):
+    "`Deep` with a law that is changed inside the model."
+
+    def __call__(self, ids, mask=None, **options):
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        return Prediction(changed(super().__call__(ids, mask).logits, ids, real))
+
+
+def changed(logits, ids, mask):
+    said = [row[real] for row, real in zip(ids, mask)]
+    return torch.stack(
+        [z.index_add(0, r, -0.8 * torch.ones(len(r)).double()) for z, r in zip(logits, said)]
+    )
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 36])
+def test_a_process_gives_the_beam_of_the_law_that_it_makes(width):
+    prompts, calls = [[], [1], [2, 0, 3], [4, 4]], []
+
+    def process(logits, context):
+        calls.append(context)
+        assert len(context.row) == len(logits) == len(context.ids)
+        for row, given, ids, mask in zip(
+            context.row.tolist(), context.prompt_lengths, context.ids, context.mask
+        ):
+            assert given == len(prompts[row])
+            assert ids[mask][:given].tolist() == prompts[row]
+        return changed(logits, context.ids, context.mask)
+
+    got = beam_search(Deep(), prompts, width, 3, n_best=width, process=process)
+    want = beam_search(Changed(), prompts, width, 3, n_best=width)
+    assert repr(got) == repr(want) != repr(beam_search(Deep(), prompts, width, 3, n_best=width))
+    assert len(calls) == 3
+
+
+def test_bad_processes_are_refused():
+    with pytest.raises(TypeError, match="process: 2 is not callable"):
+        beam_search(Deep(), [1], 2, 3, process=2)
+    for bad in (lambda z, context: None, lambda z, context: z[:, :2]):
+        with pytest.raises(ValueError, match=r"process: returned .*, expected \(1, 6\) logits"):
+            beam_search(Deep(), [1], 2, 3, process=bad)
+
+
+def test_a_stop_string_ends_a_text_as_its_own_token_would():
+    world = six_words()
+    for stop in ("coffee", "water"):
+        args = ["", "I"], 3, 5
+        by_text = beam_search(world, *args, n_best=3, stop=stop)
+        by_id = beam_search(world, *args, n_best=3, stop=world.encode(stop))
+        for one, other in zip(by_text, by_id, strict=True):
+            assert [(h.ids.tolist(), h.score, h.finished) for h in one] == [
+                (h.ids.tolist(), h.score, h.finished) for h in other
+            ]
+            assert [h.text.rstrip() for h in one] == [h.text for h in other]
+    for n in range(1, 6):  # one that is spread over two words
+        best = beam_search(world, "", 1, n, stop="d c")[0]
+        loop = generate(world, "", max_new_tokens=n, stop="d c")
+        assert (best.text, best.ids.tolist()) == (loop.text, loop.ids.tolist())
+        assert best.finished == (loop.reason in ("stop", "eos"))
+        again = pickle.loads(pickle.dumps(best))
+        assert (again.text, repr(again)) == (best.text, repr(best))
+
+
+def test_other_searches_refuse_stop_strings():
+    for search in (exhaustive_search, best_first_search, greedy_search):
+        with pytest.raises(ValueError, match="stop: 'I' is text; such a search compares ids"):
+            search(six_words(), "", 3, stop="I")
+
+
+def test_a_kept_prompt_changes_no_beam():
+    gpt = GPT(GPTConfig("abcdef", context=24, width=16, heads=2)).requires_grad_(False)
+    first = torch.randint(2, 8, (9,), generator=torch.Generator().manual_seed(0)).tolist()
+    kept = PromptCache(gpt, first)
+    for prompts in ([first], [first + [3], first[:6] + [2, 2], first + [4, 5, 6]]):
+        got = beam_search(gpt, prompts, 3, 6, n_best=3, cache=kept)
+        want = beam_search(gpt, prompts, 3, 6, n_best=3)
+        for one, other in zip(got, want, strict=True):
+            assert [h.ids.tolist() for h in one] == [h.ids.tolist() for h in other]
+            assert max(abs(a.logprob - b.logprob) for a, b in zip(one, other)) < 1e-4
+    with pytest.raises(TypeError, match="cache: 7 is not a PromptCache"):
+        beam_search(gpt, first, 2, 3, cache=7)

@@ -13,6 +13,7 @@ from decoding_book.penalties import (
     min_length,
     no_repeat_ngram,
     repetition_penalty,
+    sequence_bias,
 )
 from decoding_book.sampler import Sampler
 from decoding_book.temperature import temperature
@@ -184,6 +185,24 @@ def test_penalties_agree_with_transformers():
         )
         theirs = hf.MinNewTokensLengthLogitsProcessor(given, least, eos)(ids, z)
         assert min_length(z, N - given, least, eos).equal(theirs)
+
+
+def test_banned_sequences_agree_with_transformers():
+    from transformers.generation import logits_process as hf
+
+    rng, banned = np.random.default_rng(5), 0
+    for _ in range(200):
+        V, N = int(rng.integers(4, 9)), int(rng.integers(1, 9))
+        z, ids, _ = history(rng, 3, V, N)
+        words = {tuple(rng.integers(1, V, int(rng.integers(1, 4))).tolist()) for _ in range(4)}
+        theirs = hf.NoBadWordsLogitsProcessor([list(w) for w in words], eos_token_id=0)(ids, z)
+        ours = sequence_bias(z, ids, dict.fromkeys(words, -INF))
+        assert ours.equal(theirs)
+        banned += sum(len(w) > 1 and not theirs[:, w[-1]].isfinite().all() for w in words)
+        bias = {w: float(rng.normal()) for w in words}
+        theirs = hf.SequenceBiasLogitsProcessor([[list(w), b] for w, b in bias.items()])(ids, z)
+        torch.testing.assert_close(sequence_bias(z, ids, bias), theirs, atol=1e-6, rtol=0)
+    assert banned > 100
 
 
 # The book inside transformers' own `generate`

@@ -8,6 +8,7 @@ import torch
 from decoding_book.beam import beam_search
 from decoding_book.huggingface import HuggingFace
 from decoding_book.loop import left_pad
+from decoding_book.sampler import Sampler
 from decoding_book.smollm import SmolLM2, dequantise, read_gguf, weights_path
 
 transformers = pytest.importorskip("transformers")
@@ -40,7 +41,7 @@ def tiny(seed):
     return model, liked[1:].topk(4).indices[seed % 4].item() + 1
 
 
-def theirs(model, prompts, eos, width, tokens, penalty, early):
+def theirs(model, prompts, eos, width, tokens, penalty, early, **more):
     ids, mask = left_pad(prompts)
     model.generation_config.eos_token_id = eos
     out = model.generate(
@@ -56,6 +57,7 @@ def theirs(model, prompts, eos, width, tokens, penalty, early):
         pad_token_id=0,
         return_dict_in_generate=True,
         output_scores=True,
+        **more,
     )
     new, rows = out.sequences[:, ids.shape[1] :].tolist(), []
     for r in new:
@@ -66,7 +68,7 @@ def theirs(model, prompts, eos, width, tokens, penalty, early):
     ]
 
 
-def ours(model, prompts, eos, width, tokens, penalty, early):
+def ours(model, prompts, eos, width, tokens, penalty, early, **more):
     if not isinstance(model, SmolLM2):
         model = HuggingFace(model)
     found = beam_search(
@@ -76,10 +78,11 @@ def ours(model, prompts, eos, width, tokens, penalty, early):
         tokens,
         penalty,
         n_best=width,
-        stop=eos,
+        stop=[eos, *more.pop("strings", ())],
         ignore_eos=True,
         early_stopping=early,
         dialect="huggingface",
+        **more,
     )
     return [[(h.ids.tolist(), h.score) for h in one] for one in found]
 
@@ -130,6 +133,23 @@ def test_huggingface(full, record):
     )
 
 
+def test_penalties_in_a_beam(full, record):
+    "They change logarithms, and nothing is normalised after them: sums are no log-probabilities."
+    compared = changed = 0
+    for seed in range(200) if full else (0, 1, 2, 3, 15):
+        (model, eos), draw = tiny(seed), torch.Generator().manual_seed(seed)
+        prompts = [torch.randint(1, V, (4,), generator=draw) for _ in range(2)]
+        for theta, n in (1.3, 0), (1.0, 2), (1.7, 3):
+            args = model, prompts, eos, (2, 4)[seed % 2], 12, (1.0, 0.0)[seed % 2], False
+            penalties = Sampler(repetition_penalty=theta, no_repeat_ngram=n)
+            found = ours(*args, process=penalties)
+            compare(found, theirs(*args, repetition_penalty=theta, no_repeat_ngram_size=n))
+            compared += len(found)
+            changed += sum(a != b for a, b in zip(found, ours(*args)))
+    assert changed > compared / 2
+    record("beam with penalties against transformers", {"rows": compared, "changed": changed})
+
+
 PROMPTS = [
     "The capital of France is",
     "It was a quiet morning in the city when",
@@ -165,3 +185,22 @@ def test_huggingface_smollm(full, record):
             "hypotheses that ended": ended,
         },
     )
+
+
+def unpadded(found, pad):
+    "Hypotheses without end marks, with which transformers fills a text behind a stop string."
+    return [([id for id in ids if id != pad], score) for ids, score in found]
+
+
+def test_stop_strings_in_a_beam_end_the_texts_that_transformers_ends(full, peer, model):
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=model.weights.tokenizer)
+    stops, count = ["n t", " of", ", t"], 0
+    for text in PROMPTS if full else PROMPTS[1:3]:
+        args = [torch.tensor(model.encode(text))], model.eos, 3, 10, 1.0, False
+        found = ours(model, *args, strings=stops)
+        (want,) = theirs(peer, *args, stop_strings=stops, tokenizer=fast)
+        compare(*([unpadded(one, model.eos)] for one in (found[0], want)))
+        for ids, _ in found[0]:
+            assert not any(s in model.decode(ids[:-1]) for s in stops)
+            count += any(s in model.decode(ids) for s in stops)
+    assert count

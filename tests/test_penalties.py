@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.rows import history
 
+from decoding_book.loop import generate
 from decoding_book.penalties import (
     bias_vector,
     frequency_penalty,
@@ -17,9 +18,12 @@ from decoding_book.penalties import (
     no_repeat_ngram,
     presence_penalty,
     repetition_penalty,
+    sequence_bias,
+    spellings,
     token_counts,
 )
 from decoding_book.sampler import Sampler
+from decoding_book.toy import six_words
 
 INF, NAN = float("inf"), float("nan")
 
@@ -276,3 +280,76 @@ def test_a_bias_is_any_real_number():
     for value in (10**400, -(10**400), INF, NAN):
         with pytest.raises(ValueError, match="logit_bias: id 1: .* is neither finite nor -inf"):
             bias_vector({1: value})
+
+
+# Biases of sequences, and how words are spelt
+
+
+def test_a_sequence_is_banned_where_all_but_its_last_token_stand():
+    "Beside a loop over rows and sequences: padding, short texts, several at once, finite biases."
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        V, N = int(rng.integers(3, 6)), int(rng.integers(0, 8))
+        z, ids, mask = history(rng, 4, V, N)
+        bias = {}
+        for _ in range(int(rng.integers(1, 6))):
+            sequence = tuple(rng.integers(0, V, int(rng.integers(1, 4))).tolist())
+            bias[sequence] = -INF if rng.random() < 0.3 and sequence[-1] else float(rng.normal())
+        want = z.clone()
+        for row, text, real in zip(want, ids, mask):
+            said = text[real].tolist()
+            for (*before, last), value in bias.items():
+                if said[len(said) - len(before) :] == before:
+                    row[last] += value
+        got = sequence_bias(z, ids, bias, mask)
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
+        assert sequence_bias(z.double(), ids, bias, mask).dtype == torch.float64
+
+
+def test_a_banned_sequence_is_never_said_though_its_beginning_is():
+    world = six_words(eos=None)
+    sampler = Sampler(sequence_bias={(2, 3): -INF, (0, 1, 2): -INF, (4,): -INF}, seed=1)
+    texts = generate(world, [""] * 2000, sampler, max_new_tokens=5, alternatives=0).ids
+    free = generate(world, [""] * 2000, Sampler(seed=1), max_new_tokens=5, alternatives=0).ids
+
+    def runs(texts):
+        return {tuple(t[i : i + n]) for t in texts for n in (1, 2, 3) for i in range(6 - n)}
+
+    said, could = (runs([t.tolist() for t in those]) for those in (texts, free))
+    banned = {(2, 3), (0, 1, 2), (4,)}
+    assert banned <= could and not banned & said
+    assert {(2,), (3,), (0, 1), (1, 2)} <= said
+
+
+def test_words_have_spellings(model):
+    found = spellings(model, ["tea", "Iced tea"])
+    forms = ["tea", " tea", "Tea", " Tea", "Iced tea", " Iced tea", "iced tea", " iced tea"]
+    assert sorted(found.values()) == sorted(forms)
+    assert all(model.decode(ids) == text for ids, text in found.items())
+    assert spellings(model, "tea") == {k: t for k, t in found.items() if len(t) < 5}
+    assert spellings(six_words(), ["I"]) == {(2,): " I"}  # a tokenizer of words knows no space
+    for bad in ("", " ", [""], [3]):
+        with pytest.raises(ValueError, match="is no word"):
+            spellings(model, bad)
+    with pytest.raises(TypeError, match="words: 'tea' are text, and the model has no tokenizer"):
+        spellings(object(), "tea")
+
+
+@pytest.mark.parametrize(
+    "bias, error, what",
+    [
+        ([(1, 2)], TypeError, "sequence_bias: .* is no dictionary"),
+        ({3: 1.0}, TypeError, "sequence_bias: 3 is no tuple of ids"),
+        ({(): 1.0}, TypeError, r"sequence_bias: \(\) is no tuple of ids"),
+        ({(1, 9): 1.0}, ValueError, "sequence_bias: id 9 is outside the vocabulary 0..4"),
+        ({(1, -1): 1.0}, ValueError, "sequence_bias: id -1 is outside the vocabulary"),
+        ({(1, 2.0): 1.0}, TypeError, "sequence_bias: 2.0 is no id"),
+        ({(1, 2): float("nan")}, ValueError, r"sequence_bias: \(1, 2\): nan is neither finite"),
+        ({(1, 2): INF}, ValueError, r"sequence_bias: \(1, 2\): inf is neither finite"),
+        ({(1, 2): "3"}, TypeError, r"sequence_bias: \(1, 2\): '3' is not a number"),
+        ({(i,): -INF for i in range(5)}, ValueError, "sequence_bias, row 0: it leaves no token"),
+    ],
+)
+def test_bad_sequences_are_refused(bias, error, what):
+    with pytest.raises(error, match=what):
+        sequence_bias(torch.zeros(2, 5), torch.zeros(2, 1).long(), bias)

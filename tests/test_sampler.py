@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from helpers.laws import chi_square
+from helpers.worlds import Deep
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from decoding_book.beam import beam_search
 from decoding_book.loop import Context, Prediction, generate, greedy
 from decoding_book.noise import Key, inverse_cdf
 from decoding_book.sampler import (
@@ -1190,3 +1192,16 @@ def test_refused_when_the_batch_is_known():
                 generate(world, [""] * 3, Sampler(**params))
     with pytest.raises(ValueError, match="logit_bias: id 6 is outside"):
         generate(world, "", Sampler(logit_bias={6: 1.0}))
+
+
+def test_a_sampler_in_a_beam_is_its_law():
+    "Penalties and filters, one a row: width 1 takes the law's best token and adds its logarithm."
+    sampler = Sampler(repetition_penalty=[1.5, 3.0], temperature=0.7, top_k=3, no_repeat_ngram=2)
+    found = beam_search(Deep(), [[1, 2], [3, 3]], 1, 5, process=sampler, ignore_eos=True)
+    for row, (best,) in enumerate(found):
+        ids = best.prompt_ids.tolist()
+        for token, logprob in zip(best.ids.tolist(), best.logprobs.tolist()):
+            logits = Deep()(torch.tensor([ids])).logits
+            law = sampler.at(torch.tensor([row])).distribution(logits, torch.tensor([ids]))[0]
+            assert law.argmax() == token and abs(law[token].log().item() - logprob) < 1e-9
+            ids.append(token)

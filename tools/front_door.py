@@ -42,7 +42,8 @@ MAP = [
     (
         "penalties",
         "scores changed by what is said",
-        "repetition_penalty frequency_penalty presence_penalty no_repeat_ngram logit_bias",
+        "repetition_penalty frequency_penalty presence_penalty no_repeat_ngram logit_bias "
+        "sequence_bias spellings",
     ),
     ("sampler", "filters in order, the exact law, one draw", "Sampler draw"),
     ("fused", "the same token, many times faster", "fused_sample"),
