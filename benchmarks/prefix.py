@@ -71,7 +71,7 @@ def measure(form, tokens, repeats):
         "held": held,
         "prompt": len(asked),
         "repeats": repeats,
-        "seconds to the first token": {name: round(s, 4) for name, s in median.items()},
+        **{f"seconds, {name}": round(s, 4) for name, s in median.items()},
         "times shorter": round(median["anew"] / median["kept"], 1),
         "largest logit difference": logits,
         "16 tokens equal": equal,

@@ -652,6 +652,10 @@ def score(
     rows, _ = as_prompts(model, text_or_ids, "text_or_ids")
     chunk, context = whole("chunk", chunk), getattr(model, "context", None)
     if stride is not None: return _by_windows(model, rows, chunk, context, stride)
+    for i, row in enumerate(rows):
+        if context and len(row) > context + 1:                  # the last one is not read
+            raise ValueError(f"text_or_ids, row {i}: {len(row)} tokens are too many for a context "
+                             f"of {context}: give a `stride`")
     ids, mask = left_pad(rows, getattr(model, "device", "cpu"))
     begins = getattr(model, "start_ids", None) == []
     if begins:        # such a model predicts the first token after nothing: a column of padding

@@ -731,5 +731,7 @@ def test_strides_that_make_no_sense_are_refused():
     for bad, what in ((8, "stride: 8 is above 7, the context less one"), (0, "stride: 0 is below")):
         with pytest.raises(ValueError, match=what):
             score(Narrow(), [1] * 20, stride=bad)
+    with pytest.raises(ValueError, match="row 1: 10 tokens are too many .* 8: give a `stride`"):
+        score(Narrow(), [[1] * 9, [1] * 10])
     with pytest.raises(ValueError, match="stride: 3, but this model's context has no end"):
         score(NoEnd(), [1] * 20, stride=3)
