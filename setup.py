@@ -9,7 +9,7 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
-model, fast = (cfg[f"{name}_requirements"].split() for name in ("model", "fast"))
+model, fast, scale = (cfg[f"{name}_requirements"].split() for name in ("model", "fast", "scale"))
 
 setup(
     name=cfg["lib_name"],
@@ -44,6 +44,7 @@ setup(
     extras_require={
         "model": model,
         "fast": fast,
+        "scale": scale,
         "dev": model + fast + cfg["dev_requirements"].split(),
     },
     entry_points={

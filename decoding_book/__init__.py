@@ -27,6 +27,7 @@ cuda         the draw as Triton kernels
 huggingface  models of transformers in this loop: HuggingFace, SamplerLogitsProcessor, KeyedLogitsProcessor
 four_bits    the real model at the bits of its file
 shell        the command decoding-book
+scale        files of prompts, on several workers: decode_file
 checks       what refuses bad input by name
 checkpoints  trained weights, kept and found again
 gguf_file    weights as GGUF files hold them
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
     from .huggingface import SamplerLogitsProcessor as SamplerLogitsProcessor
     from .huggingface import KeyedLogitsProcessor as KeyedLogitsProcessor
     from .huggingface import RequestLogitsProcessor as RequestLogitsProcessor
+    from .scale import decode_file as decode_file
     from .show import tokens_html as tokens_html
     from .trees import tree_html as tree_html
     from .trees import beam_html as beam_html
@@ -148,6 +150,7 @@ _HOMES = {
     "SamplerLogitsProcessor": "huggingface",
     "KeyedLogitsProcessor": "huggingface",
     "RequestLogitsProcessor": "huggingface",
+    "decode_file": "scale",
     "tokens_html": "show",
     "tree_html": "trees",
     "beam_html": "trees",

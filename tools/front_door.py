@@ -58,6 +58,7 @@ MAP = [
     ),
     ("four_bits", "the real model at the bits of its file", ""),
     ("shell", "the command decoding-book", ""),
+    ("scale", "files of prompts, on several workers", "decode_file"),
     ("checks", "what refuses bad input by name", ""),
     ("checkpoints", "trained weights, kept and found again", ""),
     ("gguf_file", "weights as GGUF files hold them", ""),

@@ -1,0 +1,275 @@
+"Many prompts: the split does not matter, nothing is lost or repeated, errors are recorded."
+
+import json
+import os
+import signal
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from decoding_book.entropix import EntropySampler
+from decoding_book.loop import generate, greedy
+from decoding_book.sampler import Sampler
+from decoding_book.scale import (
+    Decoder,
+    decode_batch,
+    decode_file,
+    numbered,
+    part_file,
+    read_prompts,
+    results,
+    write_lines,
+    write_results,
+)
+from decoding_book.smollm import SmolLM2
+from decoding_book.toy import six_words
+
+SAMPLER = Sampler(temperature=0.9, seed=5)
+WORDS = ["I", "coffee", "cold", "I like", "water"]
+
+
+def ray_is_here():
+    pytest.importorskip("ray", reason="the extra `scale` is not installed: run by make verify")
+
+
+@pytest.fixture
+def source(tmp_path):
+    "Twenty-three prompts, one a line."
+    path = tmp_path / "prompts.jsonl"
+    lines = (json.dumps({"prompt": WORDS[i % 5]}) for i in range(23))
+    path.write_text("\n".join(lines))
+    return path
+
+
+def texts(folder):
+    return [record["text"] for record in results(folder)]
+
+
+def alone(number, prompt):
+    return generate(six_words(), [prompt], replace(SAMPLER, rows=torch.tensor([number]))).text[0]
+
+
+@pytest.mark.parametrize("size", [1, 4, 23, 100])
+def test_the_split_does_not_matter(source, tmp_path, size):
+    told = decode_file(source, tmp_path / "out", six_words, SAMPLER, batch=size)
+    assert told == {"prompts": 23, "errors": 0}
+    assert texts(tmp_path / "out") == [alone(i, WORDS[i % 5]) for i in range(23)]
+
+
+def test_a_record_holds_what_the_loop_gives(source, tmp_path):
+    decode_file(source, tmp_path / "out", six_words, greedy, batch=9, trace=True, max_new_tokens=3)
+    for record in results(tmp_path / "out"):
+        want = generate(six_words(), record["prompt"], max_new_tokens=3)
+        assert record["ids"] == want.ids.tolist() and record["text"] == want.text
+        assert record["logprobs"] == want.logprobs.tolist() and record["reason"] == want.reason
+        assert [step["top_ids"] for step in record["trace"]] == [
+            step.top_ids[0].tolist() for step in want.steps
+        ]
+
+
+@pytest.mark.parametrize("choose", [SAMPLER, EntropySampler(attention=False, seed=5)])
+def test_numbers_stand_in_the_key(choose):
+    assert numbered(choose, [7, 9]).rows.tolist() == [7, 9]
+    assert numbered(greedy, [7]) is greedy
+
+
+class FailsOnce:
+    "A model that breaks off at its n-th call."
+
+    def __init__(self, n):
+        self.world, self.left = six_words(), n
+        self.vocab_size, self.eos, self.context = 6, self.world.eos, self.world.context
+        self.start_ids, self.encode, self.decode = [], self.world.encode, self.world.decode
+
+    def __call__(self, *args, **kwargs):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return self.world(*args, **kwargs)
+
+
+@pytest.mark.parametrize("calls", [1, 4, 9])
+def test_an_interrupted_run_goes_on_where_it_was(source, tmp_path, calls):
+    run = partial(decode_file, source, tmp_path / "out", choose=SAMPLER, batch=5)
+
+    def model():
+        return FailsOnce(calls)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(make_model=model)
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
+    assert len(done) < 5 and all(len(path.read_text().splitlines()) == 5 for path in done)
+    calls = 10**9
+    assert run(make_model=model) == {"prompts": 23, "errors": 0}
+    assert all(path.stat().st_mtime_ns == time for path, time in done.items())
+    assert texts(tmp_path / "out") == [alone(i, WORDS[i % 5]) for i in range(23)]
+
+
+def test_a_batch_given_to_a_second_worker_is_decoded_once(tmp_path):
+    "Ray gives the batch of a worker that died to another; its file may be there already."
+    work = dict(batch=0, first=0, rows=json.dumps([("I", None)]))
+    part_file(tmp_path, 0).write_text("done\n")
+    assert Decoder(six_words, tmp_path, SAMPLER, False, {})(work) == {"batch": 0}
+    assert part_file(tmp_path, 0).read_text() == "done\n"
+
+
+def test_a_part_has_its_name_when_it_is_whole(tmp_path, monkeypatch):
+    def stop(self, other):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_lines(part_file(tmp_path, 0), [{"number": 0}])
+    assert not part_file(tmp_path, 0).exists() and not list(results(tmp_path))
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_what_is_no_prompt_is_an_error_and_the_run_goes_on(tmp_path, size):
+    source = tmp_path / "some.jsonl"
+    lines = ['"I"', '{"prompt": ""}', '{"prompt": null}', '{"text": "I"}', "[0, 1]", "[0, 99]"]
+    lines += ['["I", "like"]', '"tea"', "[0, 0, 0, 0, 0]", "[true]", '{"prompt": "I"}', '"\xe9']
+    source.write_bytes("\n".join(lines).encode("latin-1"))
+    told = decode_file(source, tmp_path / "out", six_words, SAMPLER, batch=size)
+    assert told == {"prompts": 12, "errors": 8}
+    said = [record["error"] for record in results(tmp_path / "out")]
+    assert [i for i, error in enumerate(said) if error is None] == [0, 1, 4, 10]
+    for i, words in (
+        (2, "neither text nor"),
+        (3, "line 4: there is no 'prompt'"),
+        (5, "99"),
+        (6, "neither"),
+        (7, "'tea'"),
+        (8, "leave no room"),
+        (9, "neither"),
+        (11, "line 12"),
+    ):
+        assert words in said[i], said[i]
+
+
+def test_an_empty_prompt_of_a_model_without_a_start_is_an_error(model):
+    empty, hello = decode_batch(model, 0, [("", None), ("Hello", None)], max_new_tokens=2)
+    assert "empty" in empty["error"] and hello["text"] and hello["error"] is None
+
+
+def test_a_failing_model_is_the_error_of_its_batch(tmp_path, source):
+    class Broken(FailsOnce):
+        def __call__(self, ids, *args, **kwargs):
+            if (ids == 4).any():
+                raise RuntimeError("no water")
+            return self.world(ids, *args, **kwargs)
+
+    told = decode_file(source, tmp_path / "out", partial(Broken, 0), batch=2, max_new_tokens=1)
+    said = [record["error"] for record in results(tmp_path / "out")]
+    assert told["errors"] == sum(error is not None for error in said) == 8
+    assert {"RuntimeError: no water", None} == set(said)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [dict(batch=6), dict(choose=replace(SAMPLER, seed=6)), dict(max_new_tokens=3)],
+    ids=str,
+)
+def test_parts_of_two_runs_do_not_meet(source, tmp_path, change):
+    run = partial(decode_file, source, tmp_path / "out", six_words)
+    run(**dict(choose=SAMPLER, batch=5))
+    with pytest.raises(ValueError, match=next(iter(change)).replace("max_new_tokens", "options")):
+        run(**dict(choose=SAMPLER, batch=5) | change)
+    source.write_text('"I"')
+    with pytest.raises(ValueError, match="source: "):
+        run(**dict(choose=SAMPLER, batch=5))
+
+
+@pytest.mark.parametrize("name, value", [("batch", 0), ("workers", -1), ("max_new_tokens", 0.5)])
+def test_a_wrong_option_stops_the_run(source, tmp_path, name, value):
+    with pytest.raises((ValueError, TypeError), match=name):
+        decode_file(source, tmp_path / "out", six_words, **{name: value})
+    assert not list(results(tmp_path / "out"))
+
+
+def test_a_missing_package_is_named(source, tmp_path, monkeypatch):
+    for package in ("ray", "pyarrow.parquet"):
+        monkeypatch.setitem(__import__("sys").modules, package, None)
+    with pytest.raises(ImportError, match=r"ray.*decoding_book\[scale\]"):
+        decode_file(source, tmp_path / "out", six_words, workers=2)
+    with pytest.raises(ImportError, match=r"pyarrow.*decoding_book\[scale\]"):
+        list(read_prompts("some.parquet"))
+
+
+def test_parquet_in_and_out(tmp_path):
+    pytest.importorskip("pyarrow", reason="the extra `scale` is not installed")
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_pylist([{"text": w} for w in [*WORDS, None]])
+    pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
+    told = decode_file(
+        tmp_path / "in.parquet", tmp_path / "out", six_words, SAMPLER, column="text", trace=True
+    )
+    assert told == {"prompts": 6, "errors": 1}
+    write_results(tmp_path / "out", tmp_path / "out.parquet")
+    found = pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["text"] for row in found] == texts(tmp_path / "out")
+    assert found[0]["ids"] == next(results(tmp_path / "out"))["ids"]
+    write_results(tmp_path / "out", tmp_path / "out.jsonl")
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert list(map(json.loads, lines)) == list(results(tmp_path / "out"))
+
+
+# ---------------------------------------------------------------- two workers of Ray
+
+
+def kills_itself_once(mark):
+    "A model's maker. The first worker that decodes its fourth batch is killed."
+
+    class Killed(FailsOnce):
+        def __call__(self, *args, **kwargs):
+            self.left += 1
+            if self.left == 12 and not mark.exists():
+                mark.write_text("killed")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return self.world(*args, **kwargs)
+
+    return Killed(0)
+
+
+@pytest.fixture
+def ray(monkeypatch):
+    ray_is_here()
+    import ray
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(__import__("sys").path))
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+
+
+def test_two_workers_and_one_that_is_killed(ray, source, tmp_path):
+    run = partial(decode_file, source, tmp_path / "out", choose=SAMPLER, batch=2, workers=2)
+    make = partial(kills_itself_once, tmp_path / "mark")
+    try:
+        run(make_model=make)
+    except Exception:  # Ray may give up: then the run is resumed
+        run(make_model=make)
+    assert (tmp_path / "mark").exists()
+    assert [record["number"] for record in results(tmp_path / "out")] == list(range(23))
+    assert texts(tmp_path / "out") == [alone(i, WORDS[i % 5]) for i in range(23)]
+
+
+def test_a_thousand_prompts_on_two_workers(ray, tmp_path, full, record):
+    "Id for id the tokens of one process with the same batches."
+    n = 1000 if full else 48
+    source = tmp_path / "prompts.jsonl"
+    source.write_text("".join(json.dumps(f"{i} things about the sea:") + "\n" for i in range(n)))
+    torch.set_num_threads(1)
+    make, found = partial(SmolLM2, weights="q4"), {}
+    choose = Sampler(temperature=0.8, top_p=0.95, seed=1)
+    for workers in (2, 0):
+        out = tmp_path / f"{workers} workers"
+        decode_file(source, out, make, choose, workers=workers, max_new_tokens=12)
+        found[workers] = [row["ids"] for row in results(out)]
+    assert len(found[2]) == n and found[2] == found[0]
+    assert part_file(tmp_path / "2 workers", 0).exists()
+    record("scale: prompts on two workers, id for id those of one process", n)
