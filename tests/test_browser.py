@@ -128,7 +128,7 @@ UNFOLD = """document.querySelectorAll('details').forEach(d => { d.open = true })
 
 
 @pytest.fixture(scope="module")
-def tour(browser, address, site):
+def tour(browser, address, site, full):
     "What every page looks like, on a laptop and on a phone, and what went wrong in it."
     facts, wrong = {}, []
     context = browser.new_context()
@@ -138,7 +138,7 @@ def tour(browser, address, site):
         page.set_viewport_size({"width": 1280, "height": 800})
         page.goto(f"{address}/{name}.html")
         page.evaluate(UNFOLD)
-        for width in (1280, 390, 375):
+        for width in (1280, 390, 375) if full else (1280, 375):
             page.set_viewport_size({"width": width, "height": 800})
             page.evaluate(
                 "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
