@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from helpers.project_files import NOTEBOOKS
+from helpers.project_files import NOTEBOOKS, ROOT
 from nbfilter import split_directives
 from test_exercises import missing
 
@@ -92,3 +92,12 @@ def test_plain_forms_are_short(path):
 def test_the_idea_uses_nothing_from_below_the_mark(path):
     "Who stops at the mark has run everything that the idea needs."
     assert not missing(split_directives(s)[1] for kind, s in first_depth(path) if kind == "code")
+
+
+def test_the_index_marks_the_chapters_that_call_themselves_optional():
+    def page(path):
+        return re.search(r"output-file: (\S+)", read(path)[0][1])[1]
+
+    optional = {page(p) for p in NOTEBOOKS if any("**Optional reading**" in s for _, s in read(p))}
+    prose = "\n".join(s for _, s in read(ROOT / "nbs/index.ipynb"))
+    assert set(re.findall(r"\((\S+\.html)\) ◦ \|", prose)) == optional and len(optional) == 6
