@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from .checks import text_ids, whole
+from .checks import one_of, text_ids, whole
 from .loop import Context, Prediction
 from .smollm import (ChatPrompt, check_messages, free_mark, prompt_pieces, shielded)
 from .transformer import row_numbers
@@ -122,14 +122,17 @@ def text_functions(
     tokenizer,    # of transformers
     start_ids,    # what a text starts with
     vocab_size,   # V
+    skip=False,   # whether a text is without special tokens
 ):                # `encode(text) -> ids` and `decode(ids) -> text` of a model of this book
     "A tokenizer behind the two names that this book uses."
+    wishes = {"clean_up_tokenization_spaces": False}
+    if skip: wishes["skip_special_tokens"] = True
     def encode(text):
         if isinstance(text, ChatPrompt): return list(text.ids)
         return start_ids + tokenizer.encode(text, add_special_tokens=False)
     def decode(ids):
         known = text_ids(ids, vocab_size).tolist()
-        return tokenizer.decode(known, clean_up_tokenization_spaces=False)
+        return tokenizer.decode(known, **wishes)
     return encode, decode
 
 # %% ../nbs/19_huggingface.ipynb #b1c4a7d1
@@ -269,6 +272,7 @@ class HuggingFaceModel:
         model,             # e.g. an AutoModelForCausalLM; put into evaluation mode
         tokenizer=None,    # its tokenizer; without one, prompts are ids
         start_ids=None,    # what a text starts with; None: what the tokenizer puts before it
+        skip_special=False,    # texts are without special tokens
     ):
         self.model, config = model.eval(), model.config.get_text_config()
         self.takes = takes(model)
@@ -280,8 +284,9 @@ class HuggingFaceModel:
         self.start_ids = list(start_ids or []) or None
         if "past_key_values" in self.takes: self.new_cache = HuggingFaceCache
         if tokenizer is None: return
-        start = self.start_ids or []
-        self.encode, self.decode = text_functions(tokenizer, start, self.vocab_size)
+        skip = one_of("skip_special", skip_special, (False, True))
+        own = tokenizer, self.start_ids or [], self.vocab_size, skip
+        self.encode, self.decode = text_functions(*own)
         if getattr(tokenizer, "chat_template", None): self.chat = chat_function(tokenizer)
 
 # %% ../nbs/19_huggingface.ipynb #b1c4a7d8

@@ -185,6 +185,13 @@ def test_a_start_may_be_given():
     assert generate(without, [], max_new_tokens=1).prompt_ids.tolist() == [0]
 
 
+def test_texts_without_special_tokens():
+    assert HuggingFace(llama(), words()).decode([2, 1, 3]) == "a </s> b"
+    assert HuggingFace(llama(), words(), skip_special=True).decode([2, 1, 3]) == "a b"
+    with pytest.raises(ValueError, match="skip_special: 'no' is not one of False, True"):
+        HuggingFace(llama(), words(), skip_special="no")
+
+
 def test_a_clarifying_text_in_the_middle_has_no_start_mark():
     from decoding_book.entropix import clarifying_ids
 
