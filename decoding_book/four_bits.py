@@ -8,7 +8,7 @@ __all__ = ['LANES', 'SUMS', 'EIGHT', 'count_one', 'counted', 'let_others_run', '
            'plain_four_bits', 'add_plain', 'add_rows', 'block_sums', 'rms_norm', 'turn_pairs', 'silu_times',
            'attend_one', 'instruction', 'meet', 'add_product', 'of_layer', 'look_around', 'attend_heads', 'look_within',
            'multiply_eight_bits', 'run_step', 'file_blocks', 'four_bits', 'stacked', 'unpack_four_bits', 'room',
-           'FourBits', 'EightBits', 'run_parts', 'OnePosition', 'packed', 'layer_list']
+           'FourBits', 'EightBits', 'run_parts', 'check_cache', 'OnePosition', 'packed', 'layer_list']
 
 # %% ../nbs/20_four_bits.ipynb #20a0f004
 import os
@@ -545,6 +545,20 @@ def run_parts(
         work(0, parts)
         for other in others: other.result()
 
+# %% ../nbs/20_four_bits.ipynb #20a0f098
+def check_cache(
+    cache,     # a `KVCache`
+    layers,    # `Layers`
+    sizes,     # `Sizes`
+):             # how many layers
+    "Refuse a cache that the loops would write past the end of."
+    is_so = (len(cache.keys), *cache.keys.shape[2::2], cache.keys.dtype)
+    due = (len(layers.attn_norm), sizes.kv_heads, sizes.size, torch.float32)
+    if is_so != due:
+        raise ValueError(f"cache: layers, heads, size and type are {is_so}, but {due} here: "
+                         "take one from this model's new_cache")
+    return due[0]
+
 # %% ../nbs/20_four_bits.ipynb #20a0f068
 class _Prepared:
     "What the compiled step needs, and room to work in."
@@ -584,8 +598,8 @@ class OnePosition(_Prepared):
         attention,    # whether the raw scores are asked for
     ) -> Prediction:
         "What follows the new position."
-        B, N = real.shape
-        desk = self.desk(B, N, len(self.layers.attn_norm) if attention else 1)
+        layers, (B, N) = check_cache(cache, self.layers, self.sizes), real.shape
+        desk = self.desk(B, N, layers if attention else 1)
         desk.x[:, :self.sizes.width] = self.embedding[ids[:, 0]].numpy()
         turn = torch.view_as_real(turns).flatten(0, -3).expand(B, -1, -1).contiguous().numpy()
         past = Past(cache.keys.numpy(), cache.values.numpy(), real.contiguous().numpy(), turn)

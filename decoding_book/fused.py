@@ -42,7 +42,7 @@ def compiled(
     "Compiled when first called, and kept on disk where there is a place for it."
     if function is None: return partial(compiled, **options)
     if MISSING: return function
-    options |= dict(nogil=True, error_model="numpy")
+    options = dict(nogil=True, error_model="numpy", fastmath=False) | options  # not a caller's
     try: return numba.njit(cache=True, **options)(function)
     except RuntimeError: return numba.njit(**options)(function)        # no place
 

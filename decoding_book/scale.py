@@ -10,14 +10,16 @@ __all__ = ['read_line', 'parquet', 'read_prompts', 'complaint', 'trace_of', 'rec
 # %% ../nbs/22_scale.ipynb #591c2e37
 import json
 import os
+import pickle
 from dataclasses import fields, replace
 from hashlib import sha256
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 
 import torch
 
-from .checks import whole
+from .checks import one_of, whole
 from .loop import generate, greedy, progress, stream
 
 # %% ../nbs/22_scale.ipynb #c4b825a9
@@ -28,7 +30,7 @@ def read_line(
 ):             # (prompt, None), or (None, error)
     "A line of JSON: an object with the prompt among its fields, or the prompt itself."
     try: row = json.loads(line)
-    except ValueError as error: return None, f"line {n}: {error}"
+    except (ValueError, RecursionError) as error: return None, f"line {n}: {error}"
     if not isinstance(row, dict): return row, None
     if column in row: return row[column], None
     return None, f"line {n}: there is no {column!r} in it, only {sorted(row)}"
@@ -118,8 +120,10 @@ def decode_batch(
         if good:
             own = numbered(choose, [first + i for i in good])
             texts = dict(zip(good, generate(model, [rows[i][0] for i in good], own, **options)))
-    except Exception as error:
-        for i in good: found[i] = f"{type(error).__name__}: {error}"
+    except Exception as error:                         # of one row? then the others have none
+        if len(rows) > 1: return [decode_batch(model, first + i, [row], choose, trace, **options)[0]
+                                  for i, row in enumerate(rows)]
+        found = [f"{type(error).__name__}: {error}"]
     if any(text.reason == "interrupted" for text in texts.values()): raise KeyboardInterrupt
     return [record_of(first + i, prompt, found[i], texts.get(i), trace)
             for i, (prompt, _) in enumerate(rows)]
@@ -130,7 +134,7 @@ def part_file(
     k,         # number of a batch
 ):             # a path
     "Where the records of a batch go."
-    return Path(folder) / f"part-{k:06d}.jsonl"
+    return Path(folder) / f"part-{k:09d}.jsonl"
 
 def write_lines(
     path,
@@ -158,9 +162,18 @@ class Decoder:
         return {"batch": work["batch"]}
 
 # %% ../nbs/22_scale.ipynb #565006cb
+class _Numbers(pickle.Pickler):
+    "Pickles tensors by their numbers, so that equal ones have equal bytes."
+    def reducer_override(self, thing):
+        return (torch.tensor, (thing.tolist(),)) if torch.is_tensor(thing) else NotImplemented
+
 def name_of(thing):
-    "A name that is the same in the next process."
-    return getattr(thing, "__qualname__", None) or repr(thing)
+    "A name that is the same in the next process, and another for other settings."
+    name = getattr(thing, "__qualname__", None) or type(thing).__qualname__
+    settings = BytesIO()
+    try: _Numbers(settings).dump(thing)
+    except (pickle.PicklingError, AttributeError, TypeError): return name   # a local function
+    return f"{name} {sha256(settings.getvalue()).hexdigest()[:16]}"
 
 def keep_plan(
     folder,
@@ -168,9 +181,9 @@ def keep_plan(
 ):
     "Note what a run depends on, or refuse to go on with another."
     path = Path(folder) / "plan.json"
-    if not path.exists(): return write_lines(path, [plan])
+    if not any(Path(folder).glob("part-*.jsonl")): return write_lines(path, [plan])
     before = json.loads(path.read_text(encoding="utf-8"))
-    for name, value in json.loads(json.dumps(plan)).items():
+    for name, value in plan.items():
         if before.get(name) != value:
             raise ValueError(f"{name}: {value!r}, but {folder} was begun with "
                              f"{before.get(name)!r}: take another folder")
@@ -219,11 +232,13 @@ def decode_file(
 ):                      # a dict: how many prompts, and how many of them have an error
     "Decode a file of prompts, or what is left of it."
     size, workers = whole("batch", batch), whole("workers", workers, 0)
+    one_of("trace", trace, (False, True))
+    plan = dict(source=sha256(Path(source).read_bytes()).hexdigest(), batch=size, column=column,
+                model=name_of(make_model), choose=name_of(choose), trace=trace,
+                options={name: repr(value) for name, value in sorted(options.items())})
     folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    keep_plan(folder, dict(source=sha256(Path(source).read_bytes()).hexdigest(), batch=size,
-                           column=column, model=name_of(make_model), choose=name_of(choose),
-                           trace=trace, options=options))
+    keep_plan(folder, plan)
     work = [w for w in batches_of(source, size, column)
             if not part_file(folder, w["batch"]).exists()]
     settings = (make_model, str(folder), choose, trace, options)
@@ -247,8 +262,11 @@ def write_results(
 ):
     "All records in one file."
     path = Path(path)
+    if not (Path(folder) / "plan.json").exists():
+        raise FileNotFoundError(f"folder: {folder} holds no run")
     if path.suffix != ".parquet": return write_lines(path, results(folder))
+    files = parquet()
     import pyarrow
     rows = [r | {"prompt": r["prompt"] if isinstance(r["prompt"], str) else json.dumps(r["prompt"])}
             for r in results(folder)]
-    parquet().write_table(pyarrow.Table.from_pylist(rows), path)
+    files.write_table(pyarrow.Table.from_pylist(rows), path)

@@ -147,6 +147,18 @@ def test_caches_grow_reorder_and_are_cut(quick, model):
             quick(torch.tensor([[8], [9]]), cache=cache)
 
 
+def test_a_cache_of_another_model_is_refused(quick):
+    "The loops would write past its end."
+    from decoding_book.transformer import KVCache
+
+    for sizes in ((2, 1, 3, 6, 64), (30, 1, 4, 6, 64), (30, 1, 3, 6, 32)):
+        with pytest.raises(ValueError, match="cache: layers, heads, size and type"):
+            quick(torch.tensor([[5]]), cache=KVCache(sizes, torch.float32, torch.device("cpu")))
+    half = KVCache((30, 1, 3, 6, 64), torch.bfloat16, torch.device("cpu"))
+    with pytest.raises(ValueError, match="cache: .*bfloat16"):
+        quick(torch.tensor([[5]]), cache=half)
+
+
 def test_texts_are_those_of_float32(quick, batch, full):
     "64 greedy tokens of ten prompts, alone and as one batch."
     n = 64 if full else 16

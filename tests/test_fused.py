@@ -319,6 +319,19 @@ def test_functions_of_one_number_bit_for_bit(full):
     assert fused.key_state(words) == noise.key_state([int(w) for w in words])
 
 
+def test_a_caller_that_may_reorder_sums_does_not_change_them_here(tmp_path):
+    """numba compiles a function on the way to its caller, and would take over the caller's leave to
+    add in any order, keep it on disk, and use it for the draw."""
+    code = (
+        "import numpy as np, torch; from decoding_book import four_bits, fused, topp;"
+        "x = np.ones(32, np.float32); four_bits.silu_times(x, x, x.copy());"
+        "d = -10.0 ** np.random.default_rng(0).uniform(-9, 2.8, 3000);"
+        "print([fused.exact_exp(v) for v in d] == topp.exact_exp(d).tolist())"
+    )
+    out, err = run_python(code, NUMBA_CACHE_DIR=str(tmp_path)).communicate()
+    assert out.strip() == "True", err
+
+
 @pytest.mark.parametrize("V, G", [(8, 4), (1000, 1000), (5003, 1024), (50_257, 1024)])
 def test_groups_and_candidates(V, G):
     "All tokens whose score reaches the floor, by rising id; the wanted best are among them."

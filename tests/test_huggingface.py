@@ -16,7 +16,7 @@ from decoding_book.huggingface import (
     RequestLogitsProcessor,
     SamplerLogitsProcessor,
 )
-from decoding_book.loop import Draw, PromptCache, generate, greedy, left_pad, stream
+from decoding_book.loop import Draw, PromptCache, generate, greedy, left_pad, score, stream
 from decoding_book.sampler import Sampler
 
 TOLERANCE = 2e-4
@@ -680,3 +680,47 @@ def test_chat_is_the_tokenizer_s_template_and_what_is_typed_stays_text():
     with pytest.raises(ValueError, match="messages: 'Hi' is not a dict"):
         adapter.chat(["Hi"])
     assert not hasattr(HuggingFace(llama(), words()), "chat")
+
+
+def other(name):
+    "A tiny model that keeps a state, or counts columns."
+    import transformers
+
+    small = dict(vocab_size=64, hidden_size=32, num_attention_heads=4)
+    kinds = dict(
+        Lfm2=dict(
+            num_hidden_layers=2,
+            num_key_value_heads=2,
+            intermediate_size=48,
+            layer_types=["conv", "full_attention"],
+        ),
+        GPTNeo=dict(
+            num_layers=2, attention_types=[[["global", "local"], 1]], window_size=6, num_heads=4
+        ),
+        Mpt=dict(d_model=32, n_layers=2, n_heads=4, max_seq_len=64),
+    )
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**small | kinds[name])
+    return HuggingFace(transformers.AutoModelForCausalLM.from_config(config))
+
+
+@pytest.mark.parametrize("name", ["Lfm2", "GPTNeo", "Mpt"])
+def test_a_past_that_would_count_padding_is_refused_before_a_token(name):
+    model, kept = other(name), list(range(10, 19))
+    rows = [kept + [5, 6, 7], kept + [8]]
+    with pytest.raises(ValueError, match="ids: |cache: rows of unequal length") as refused:
+        generate(model, rows, max_new_tokens=4, cache=PromptCache(model, kept))
+    assert not refused.value.generation.steps
+    alone = generate(model, rows[1], max_new_tokens=4, ignore_eos=True)
+    again = generate(
+        model, rows[1], max_new_tokens=4, ignore_eos=True, cache=PromptCache(model, kept)
+    )
+    assert again.ids.equal(alone.ids)
+
+
+def test_a_state_goes_on_one_position_at_a_time():
+    ids = list(range(3, 23))
+    with pytest.raises(ValueError, match="ids: 8 positions after a filled cache"):
+        score(other("Lfm2"), ids, chunk=8)
+    steps, whole = (score(other("Lfm2"), ids, chunk=n)[:, 1:] for n in (1, 256))
+    torch.testing.assert_close(steps, whole)

@@ -26,6 +26,8 @@ MODULES = sorted((ROOT / "decoding_book").glob("*.py"))
 BIN = Path(sys.executable).parent
 EAGER = {"torch", "numpy", "matplotlib", "decoding_book"}
 LAZY = EAGER | {
+    "ray",
+    "pyarrow",
     "numba",
     "llvmlite",
     "tokenizers",

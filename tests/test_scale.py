@@ -25,7 +25,7 @@ from decoding_book.scale import (
     write_results,
 )
 from decoding_book.smollm import SmolLM2
-from decoding_book.toy import six_words
+from decoding_book.toy import TableModel, six_words
 
 SAMPLER = Sampler(temperature=0.9, seed=5)
 WORDS = ["I", "coffee", "cold", "I like", "water"]
@@ -149,12 +149,47 @@ def test_what_is_no_prompt_is_an_error_and_the_run_goes_on(tmp_path, size):
         assert words in said[i], said[i]
 
 
+def test_a_line_that_is_too_deep_is_an_error(tmp_path):
+    source = tmp_path / "deep.jsonl"
+    source.write_text('"I"\n' + "[" * 100_000 + '\n"I"\n')
+    assert decode_file(source, tmp_path / "out", six_words) == {"prompts": 3, "errors": 1}
+
+
+def test_a_folder_without_parts_may_begin_anew(source, tmp_path):
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        decode_file(source, tmp_path / "out", six_words, max_new_tokens=-1)
+    told = decode_file(source, tmp_path / "out", six_words, max_new_tokens=2, stop={"coffee"})
+    assert told["errors"] == 0
+
+
+def test_settings_are_compared_to_the_last_number(tmp_path):
+    "The text of a long tensor leaves most of it out."
+    source, many = tmp_path / "p.jsonl", 1200
+    source.write_text("[1]\n[2]\n")
+
+    def make():
+        return TableModel([1 / many] * many, torch.full((many, many), 1 / many))
+
+    def biased(token):
+        return Sampler(logit_bias=torch.zeros(many).index_fill(0, torch.tensor(token), 50.0))
+
+    decode_file(source, tmp_path / "out", make, biased(600), max_new_tokens=2)
+    decode_file(source, tmp_path / "out", make, biased(600), max_new_tokens=2)
+    with pytest.raises(ValueError, match="choose: "):
+        decode_file(source, tmp_path / "out", make, biased(700), max_new_tokens=2)
+
+
+def test_results_of_nothing_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        write_results(tmp_path / "none", tmp_path / "out.jsonl")
+
+
 def test_an_empty_prompt_of_a_model_without_a_start_is_an_error(model):
     empty, hello = decode_batch(model, 0, [("", None), ("Hello", None)], max_new_tokens=2)
     assert "empty" in empty["error"] and hello["text"] and hello["error"] is None
 
 
-def test_a_failing_model_is_the_error_of_its_batch(tmp_path, source):
+def test_a_failing_row_does_not_take_its_batch_along(tmp_path, source):
     class Broken(FailsOnce):
         def __call__(self, ids, *args, **kwargs):
             if (ids == 4).any():
@@ -163,7 +198,7 @@ def test_a_failing_model_is_the_error_of_its_batch(tmp_path, source):
 
     told = decode_file(source, tmp_path / "out", partial(Broken, 0), batch=2, max_new_tokens=1)
     said = [record["error"] for record in results(tmp_path / "out")]
-    assert told["errors"] == sum(error is not None for error in said) == 8
+    assert told["errors"] == sum(error is not None for error in said) == 4
     assert {"RuntimeError: no water", None} == set(said)
 
 

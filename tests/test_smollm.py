@@ -17,7 +17,8 @@ from decoding_book.loop import generate, left_pad, score
 from decoding_book.smollm import SmolLM2, render_chat, weights_path
 
 
-def test_weights_are_loaded_once_and_never_imported(model):
+def test_weights_are_loaded_once_and_never_imported():
+    model = SmolLM2()
     loaded = smollm.load.cache_info().misses
     again = SmolLM2()
     assert smollm.load.cache_info().misses == loaded
