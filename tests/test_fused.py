@@ -188,7 +188,7 @@ def test_ties_at_the_kth_and_at_the_crossing():
 
 def test_division_makes_ties():
     "Neighbouring floats, equal after the division by T, across the k-th place, ids reversed."
-    for T in (0.8, 0.3, 1.7, 1e30, 1e-30):
+    for T in (0.8, 0.3, 1.7, 1e30, 1e-30, 1e37):  # the last leaves denormal scores
         for start in (1.6, 1e-3, 3.3):
             bits = np.float32(start).view(np.int32) + np.arange(300, dtype=np.int32)
             z = torch.full((3, 5000), -2.0)
