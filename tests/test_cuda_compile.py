@@ -176,7 +176,7 @@ def test_the_kernels_that_the_chapter_shows(tmp_path, full):
     table."""
     cells = [
         "".join(c["source"])
-        for c in json.loads((ROOT / "nbs/17_kernels.ipynb").read_text())["cells"]
+        for c in json.loads((ROOT / "nbs/18_kernels.ipynb").read_text())["cells"]
         if c["cell_type"] == "code"
     ]
     kernels = [re.split(r"\n(?!@|def |    |\n)", s)[0] for s in cells if s.startswith("@jit")]

@@ -314,7 +314,7 @@ def test_names_lead_to_the_export_and_locals_nowhere():
 def test_a_plain_word_is_a_link_only_where_the_export_can_be_meant():
     assert link_of("`choose`") == "`choose`" and link_of("`share`") == "`share`"
     assert link_of("`check_rules`") == "[`check_rules`](beam.html#check_rules)"
-    assert link_of("`generate`", name="13_sampler.ipynb") == "[`generate`](loop.html#generate)"
+    assert link_of("`generate`", name="14_sampler.ipynb") == "[`generate`](loop.html#generate)"
     own = link_of("`level`", "from decoding_book.show import level")
     assert own == "[`level`](show.html#level)" and link_of("`level`") == "`level`"
 
