@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['GROUNDS', 'KNOBS', 'FORMS', 'OPTIONS', 'SHOWN', 'ABOUT', 'MORE', 'shade', 'option', 'knob_options', 'flag', 'Refused',
-           'option_parser', 'stray', 'read_options', 'read_prompt', 'check_together', 'chooser', 'load_model',
-           'filters_of', 'noting', 'stage_facts', 'stage_line', 'step_facts', 'text_facts', 'wants_colour', 'harmless',
-           'Screen', 'Explained', 'AsJSON', 'refusing', 'watched', 'follow_stream', 'no_collection', 'prepare', 'run',
-           'attempt', 'main']
+           'option_parser', 'stray', 'read_options', 'as_text', 'read_prompt', 'check_together', 'chooser',
+           'load_model', 'filters_of', 'noting', 'stage_facts', 'stage_line', 'step_facts', 'text_facts',
+           'wants_colour', 'harmless', 'Screen', 'Explained', 'AsJSON', 'to_nowhere', 'complain', 'refusing', 'watched',
+           'follow_stream', 'no_collection', 'prepare', 'run', 'attempt', 'output_lost', 'main']
 
 # %% ../nbs/22_shell.ipynb #adc9b6fc
 import argparse
@@ -15,7 +15,7 @@ import gc
 import json
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from itertools import repeat
 
@@ -106,6 +106,7 @@ class Refused(Exception):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message): raise Refused(2, message)
+    def _print_message(self, message, file=None): (file or sys.stdout).write(message)
 
 def option_parser():
     "Reads the words of a call."
@@ -145,17 +146,31 @@ def read_options(
     return asked
 
 # %% ../nbs/22_shell.ipynb #575ddbd0
+def as_text(
+    what,    # a sentence calls it so
+    text,    # as Python read it
+):           # the same
+    "Refuse bytes that are no text."
+    try: text.encode()
+    except UnicodeEncodeError as error:
+        at, byte = len(text[:error.start].encode()), ord(text[error.start]) & 255
+        raise Refused(2, f"{what} is not a text in utf-8: byte {at} is {byte:#x}") from None
+    return text
+
 def read_prompt(
     word,    # what was typed, or None
     pipe,    # standard input
 ):           # text
     "The text to be continued."
-    if word not in (None, "-"): return word
+    if word not in (None, "-"): return as_text("the prompt", word)
     if word is None and (pipe is None or pipe.isatty()):
         raise Refused(2, "no prompt; decoding-book --help shows how")
-    try: return pipe.read().removesuffix("\n")
-    except UnicodeDecodeError:
-        raise Refused(2, f"standard input is not a text in {pipe.encoding}") from None
+    if pipe is None: raise Refused(1, "standard input is closed")
+    try: return as_text("standard input", pipe.read().removesuffix("\n"))
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.start} is {error.object[error.start]:#x}"
+        raise Refused(2, f"standard input is not a text in {pipe.encoding}: {byte}") from None
+    except OSError as error: raise Refused(1, f"standard input: {error.strerror}") from error
 
 # %% ../nbs/22_shell.ipynb #36f98e01
 def check_together(
@@ -362,6 +377,20 @@ class AsJSON(Screen):
                             score=best.score))
 
 # %% ../nbs/22_shell.ipynb #509611ad
+def to_nowhere(
+    stream,    # that takes no more
+):
+    "What it still holds goes nowhere, so that nothing fails later."
+    with suppress(OSError): os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+def complain(
+    sentence,
+):
+    "Say it to the person, if there is a way."
+    if sys.stderr is None: return                        # `print` would take the other output
+    try: print(f"decoding-book: {sentence}", file=sys.stderr)
+    except OSError: to_nowhere(sys.stderr)
+
 @contextmanager
 def refusing(
     status,    # 2 while what was asked for is looked at, 1 while it is done
@@ -415,18 +444,21 @@ def no_collection():
         gc.freeze()
         gc.enable()
 
+# %% ../nbs/22_shell.ipynb #062ecebe
 def prepare(
     asked,    # a namespace
 ):            # what chooses, the model, the prompt for it
     "All that is needed, checked and loaded."
     with refusing(2):
         asked.prompt = read_prompt(asked.prompt, sys.stdin)
+        for text in asked.stop or []: as_text("--stop", text)
+        if asked.model == "": raise Refused(2, "--model: '' names no file")
         choose = chooser(asked)
     with refusing(1):
         model, note = load_model(asked.model, asked.weights)
         prompt = asked.prompt
         if asked.chat: prompt = model.chat([{"role": "user", "content": prompt}])
-    if note: print(f"decoding-book: {note}", file=sys.stderr)
+    if note: complain(note)
     return choose, model, prompt
 
 # %% ../nbs/22_shell.ipynb #989cec69
@@ -451,21 +483,29 @@ def attempt(
     "A call, with its sentence if there is one."
     try: return run(read_options(words), sys.stdout)
     except Refused as error:
-        print(f"decoding-book: {error}", file=sys.stderr)
+        complain(error)
         return error.status
     except SystemExit as done: return done.code or 0        # --help and --version
     except KeyboardInterrupt: return 130
+
+def output_lost(
+    error,    # of the write that failed
+):            # the exit status
+    "Standard output takes no more."
+    to_nowhere(sys.stdout)
+    if isinstance(error, BrokenPipeError): return 141
+    complain(f"standard output: {error.strerror}")
+    return 1
 
 def main(
     words=None,    # what was typed; None: at this program's start
 ) -> int:          # the exit status
     "The command `decoding-book`."
+    if sys.stdout is None: return complain("standard output is closed") or 1
     if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="replace")
     try:
         status = attempt(words)
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())     # nothing left to fail
-        status = 141
+    except OSError as error: status = output_lost(error)
     if words is not None: gc.unfreeze()        # this program goes on
     return status

@@ -488,7 +488,8 @@ class _Loaded:
     ):
         self.form, self.device = form_of(weights, dtype, device), torch.device(device)
         self.dtype = torch.float32 if self.form in PACKED else self.form
-        self.weights = own(load(file_identity(path or weights_path()), self.form, str(self.device)))
+        file = file_identity(weights_path() if path is None else path)
+        self.weights = own(load(file, self.form, str(self.device)))
         self.config, meta = self.weights.config, self.weights.meta
         self.vocab_size, self.context = self.config.vocab, self.config.context
         self.eos, self.end_ids = meta[ENDS[0]], [meta[name] for name in ENDS if name in meta]

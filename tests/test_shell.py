@@ -138,6 +138,7 @@ def test_version_is_the_package_s(call):
         ("--model none.gguf", 1, "none.gguf: No such file or directory"),
         ("--model README.md", 1, "README.md is not a GGUF file"),
         ("--model nbs", 1, "nbs: Is a directory"),
+        ("--model=", 2, "--model: '' names no file"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_a_status(call, monkeypatch, words, status, said):
@@ -246,7 +247,12 @@ def test_no_prompt_at_a_terminal_does_not_wait():
 
 def test_bytes_that_are_no_text_are_refused(call, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), "utf-8"))
-    assert call()[0] == 2
+    status, out, error = call()
+    assert (status, out) == (2, "") and "input is not a text in utf-8: byte 0 is 0xff" in error
+    for words in ([SEA, "--stop", "ab\udcff"], ["é\udc80"]):
+        status, out, error = call(*words)
+        assert (status, out) == (2, "") and error.count("\n") == 1
+        assert "is not a text in utf-8: byte 2 is 0x" in error
 
 
 def test_options_may_stand_before_the_prompt():
@@ -442,6 +448,49 @@ def test_a_closed_pipe_ends_it_without_a_word():
         cwd=ROOT,
     )
     assert NOTICES.sub("", done.stderr) == "" and done.stdout.splitlines()[1:] == ["141"]
+
+
+ONE = f"'{SEA}' --max-new-tokens 1"
+CLOSED, FULL = "standard output is closed", "standard output: No space left on device"
+
+
+@pytest.mark.parametrize(
+    "line, status, said",
+    [
+        ("- <&-", 1, "standard input is closed"),
+        ("<&-", 2, "no prompt"),
+        ("- 0>/dev/null", 1, "standard input: Bad file descriptor"),
+        ("--help >&-", 1, CLOSED),
+        (f"{ONE} >&-", 1, CLOSED),
+        (f"{ONE} --json >/dev/full", 1, FULL),
+        (f"{ONE} --explain >/dev/full", 1, FULL),
+        (f"{ONE} --beam 2 >/dev/full", 1, FULL),
+        ("--help >/dev/full", 1, FULL),
+        ("--version >/dev/full", 1, FULL),
+        ("--xyzzy 2>&-", 2, None),
+        ("--xyzzy 2>/dev/full", 2, None),
+        ("--help >&- 2>&-", 1, None),
+        ("--help >/dev/full 2>/dev/full", 1, None),
+        ("$'a\\xff'", 2, "the prompt is not a text in utf-8: byte 1 is 0xff"),
+    ],
+)
+@pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_what_is_closed_or_full_is_a_sentence(line, status, said, buffered):
+    "And never a traceback, also not of what Python does at its end."
+    if buffered and ONE in line:
+        pytest.skip("a token is written at once in either case")
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m decoding_book {line}"],
+        capture_output=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONUNBUFFERED": buffered},
+    )
+    error = NOTICES.sub("", done.stderr.decode())
+    assert (done.returncode, done.stdout) == (status, b"")
+    if said is None:
+        assert error == ""
+    else:
+        assert error.startswith("decoding-book: ") and error.count("\n") == 1 and said in error
 
 
 def test_an_output_that_lacks_a_letter_shows_another(monkeypatch, small):
