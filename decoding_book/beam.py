@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BEAM_RULES', 'Branch', 'Beam', 'row_best', 'continuations', 'book_rule', 'huggingface_rule', 'in_place', 'step_beams',
-           'run_beams', 'check_rules', 'checked_process', 'beam_result', 'text_after', 'beam_search']
+           'run_beams', 'check_rules', 'check_change', 'checked_process', 'beam_result', 'text_after', 'beam_search']
 
 # %% ../nbs/07_beam.ipynb #cd2b2a06
 import math
@@ -223,16 +223,32 @@ def check_rules(model, width, n_ends, early_stopping, dialect):
     return False if dialect else "never"
 
 # %% ../nbs/07_beam.ipynb #1d30ab95
+def check_change(
+    new,     # what a process returned
+    shape,   # what its shape must be
+):           # the same
+    "Refuse what are no logits."
+    fits = torch.is_tensor(new) and new.is_floating_point() and new.shape == shape
+    if fits: return new
+    what = f"{tuple(new.shape)} of {new.dtype}" if torch.is_tensor(new) else type(new).__name__
+    raise ValueError(f"process: returned {what}, expected {tuple(shape)} logits of a float type")
+
 def checked_process(process, dialect):
     "`process` as the beam of a dialect calls it, with its answer checked."
     if process is None: return None
+    name = getattr(process, "__qualname__", type(process).__name__)
     change = getattr(process, "process", process)            # such as a `Sampler`'s
+    if isinstance(process, type): raise TypeError(f"process: {name} is a class: make one of it")
     if not callable(change): raise TypeError(f"process: {process!r} is not callable")
+    if hasattr(process, "attention"):
+        raise TypeError(f"process: {name} chooses tokens; a beam needs logits (R, V)")
     def changed(logits, context):
-        new = change(next_logprobs(logits) if dialect else logits, context)
-        if getattr(new, "shape", None) != logits.shape:
-            raise ValueError(f"process: returned {new!r}, expected {tuple(logits.shape)} logits")
-        return new
+        given = next_logprobs(logits) if dialect else logits
+        try: return check_change(change(given, context), logits.shape)
+        except AttributeError as error:
+            if error.obj is not given: raise
+            raise TypeError(f"process: {name} asks logits for `{error.name}`: a chooser does so; "
+                            "a beam needs logits (R, V)") from error
     return changed
 
 # %% ../nbs/07_beam.ipynb #15e6e607

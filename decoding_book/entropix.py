@@ -510,7 +510,7 @@ class PolicySettings:
 
     def key(self, context):
         "The `Key` of each row's next token."
-        own = self._keys.at(context.row)
+        own = self._keys.at_step(context)
         row = context.row if own.rows is None else own.rows
         return Key(own.seed, row, context.lengths)
 

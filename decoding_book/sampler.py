@@ -453,9 +453,13 @@ class Sampler(Settings):
         "The sampler for some rows (b,) of a call, which has `of` rows if that is known."
         return settings_of(self, rows, of)
 
+    def at_step(self, context):
+        "The sampler for the rows of a step."
+        return self.at(context.row, rows_of_call(context))
+
     def __call__(self, prediction, context):
         "Choose one token a row: what `generate` calls."
-        own = self.at(context.row, rows_of_call(context))
+        own = self.at_step(context)
         z = prediction.logits
         if any(setting(own, name) is not None for name in PENALTIES):
             z = penalize(z, own, context.ids, context.mask, context.prompt_lengths)
@@ -464,7 +468,7 @@ class Sampler(Settings):
 
     def process(self, logits, context):
         "Logits (B, V) after penalties and filters: what `beam_search` takes as `process`."
-        own, text = self.at(context.row), (context.ids, context.mask, context.prompt_lengths)
+        own, text = self.at_step(context), (context.ids, context.mask, context.prompt_lengths)
         return truncate(penalize(logits, own, *text), own)
 
     def trace(self, logits, ids=None, words=None, prompt_lengths=0):

@@ -3,6 +3,7 @@ ties, caches."""
 
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from helpers.worlds import CASES, Cached, Counted, Deep, case, markov, padded
 
 from decoding_book.beam import beam_search, row_best
+from decoding_book.entropix import EntropySampler
 from decoding_book.exhaustive import (
     Hypotheses,
     best_first_search,
@@ -17,7 +19,8 @@ from decoding_book.exhaustive import (
     n_largest,
 )
 from decoding_book.greedy import greedy_search
-from decoding_book.loop import Prediction, PromptCache, generate, score
+from decoding_book.loop import Prediction, PromptCache, generate, greedy, score
+from decoding_book.sampler import Sampler
 from decoding_book.toy import TableModel, six_words
 from decoding_book.transformer import GPT, GPTConfig
 
@@ -376,6 +379,42 @@ def test_bad_processes_are_refused():
     for bad in (lambda z, context: None, lambda z, context: z[:, :2]):
         with pytest.raises(ValueError, match=r"process: returned .*, expected \(1, 6\) logits"):
             beam_search(Deep(), [1], 2, 3, process=bad)
+    for bad, what in (
+        (lambda z, context: z > 0, "(1, 6) of torch.bool"),
+        (lambda z, context: z.long(), "(1, 6) of torch.int64"),
+        (lambda z, context: z + 0j, "(1, 6) of torch.complex128"),
+        (lambda z, context: z.numpy(), "ndarray"),
+        (lambda z, context: z.tolist(), "list"),
+        (lambda z, context: z[0], "(6,) of torch.float64"),
+        (lambda z, context: z[:, None], "(1, 1, 6) of torch.float64"),
+        (lambda z, context: greedy(Prediction(z)), "Draw"),
+    ):
+        for dialect in (None, "huggingface"):
+            said = re.escape(f"process: returned {what}, expected (1, 6) logits of a float type")
+            with pytest.raises(ValueError, match=said):
+                beam_search(Deep(), [1], 2, 3, process=bad, dialect=dialect)
+
+
+@pytest.mark.parametrize(
+    "chooser, said",
+    [
+        (greedy, "greedy asks logits for `logits`: a chooser does so"),
+        (Sampler().__call__, "Sampler.__call__ asks logits for `logits`"),
+        (EntropySampler(), "EntropySampler chooses tokens; a beam needs logits"),
+        (EntropySampler(attention=False), "EntropySampler chooses tokens"),
+        (Sampler, "Sampler is a class: make one of it"),
+        (EntropySampler, "EntropySampler is a class"),
+    ],
+)
+def test_a_chooser_is_no_process(chooser, said):
+    for dialect in (None, "huggingface"):
+        with pytest.raises(TypeError, match=f"process: {said}"):
+            beam_search(Deep(), [1], 2, 3, process=chooser, dialect=dialect)
+
+
+def test_an_error_inside_a_process_is_its_own():
+    with pytest.raises(AttributeError, match="'int' object has no attribute 'logits'"):
+        beam_search(Deep(), [1], 2, 3, process=lambda z, context: (3).logits)
 
 
 def test_a_stop_string_ends_a_text_as_its_own_token_would():

@@ -736,6 +736,14 @@ def test_samplers_are_refused_by_name(change, error, message):
         EntropySampler(**change)
 
 
+@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize("name", ["seed", "rows"])
+def test_keys_for_another_number_of_rows_are_refused(tiny, name, n):
+    policy = EntropySampler(attention=False, **{name: list(range(n))})
+    with pytest.raises(ValueError, match=f"{name}: {n} values for 3 rows"):
+        generate(tiny, [[1], [2], [3]], policy, 4)
+
+
 def test_a_clarifying_token_outside_the_vocabulary(tiny):
     with pytest.raises(ValueError, match="clarify: id 8 is outside the vocabulary 0..7"):
         EntropySampler(clarify=8, attention=False)(Prediction(FIVE), context(5))

@@ -1190,6 +1190,8 @@ def test_refused_when_the_batch_is_known():
         ):
             with pytest.raises(ValueError, match=rf"{next(iter(params))}: {n} values for 3 rows"):
                 generate(world, [""] * 3, Sampler(**params))
+            with pytest.raises(ValueError, match=rf"{next(iter(params))}: {n} values for 3 rows"):
+                beam_search(world, [""] * 3, 2, 2, process=Sampler(**params))
     with pytest.raises(ValueError, match="logit_bias: id 6 is outside"):
         generate(world, "", Sampler(logit_bias={6: 1.0}))
 
