@@ -30,10 +30,12 @@ def greedy_search(
     max_new_tokens: int,  # a text is complete at its end mark or at this length
     stop=None,         # ids that end a text besides the model's `eos`
     ignore_eos=False,  # go on after the model's `eos`
+    cache=None,        # a `PromptCache`: what it shares with all prompts is not read again
 ) -> Hypothesis:       # a list of them for several prompts
     "The text of the most probable tokens, with its log-probability."
     search_setup(model, prompt, max_new_tokens, stop, ignore_eos)     # for its checks
-    result, found = generate(model, prompt, greedy, max_new_tokens, stop, ignore_eos, 0), []
+    settings = max_new_tokens, stop, ignore_eos, 0
+    result, found = generate(model, prompt, greedy, *settings, cache=cache), []
     for one in (result[i] for i in range(len(result))):
         logprobs = torch.stack([in_float64(step.logprobs[0]) for step in one.steps]).clamp(max=0)
         total = sum(logprobs.tolist())

@@ -321,7 +321,9 @@ def first_cache(
     if not held:
         return model.new_cache(rows, length) if hasattr(model, "new_cache") else None, 0
     cache = kept.memory.copy([0] * rows, max(length, len(kept.ids)))
-    cache.crop(held)
+    try: cache.crop(held)
+    except ValueError as e:
+        raise ValueError(f"cache: {kept} shares {held} ids with the prompts ({e})") from e
     if rows > len(prompts): cache.keep(list(range(len(prompts))))
     return cache, held
 

@@ -536,6 +536,9 @@ def check_ids(
     vocab_size,    # V
 ):
     "Refuse what is not a batch of ids."
+    for name, x in dict(ids=ids, mask=mask).items():
+        if not torch.is_tensor(x) and (x is not None or name == "ids"):
+            raise TypeError(f"{name}: {type(x).__name__} is no tensor (B, T)")
     if ids.ndim != 2 or 0 in ids.shape or ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"ids: shape {tuple(ids.shape)} of {ids.dtype}, "
                          "expected (B, T) of torch.int64")

@@ -4,6 +4,7 @@ ties, caches."""
 import math
 import pickle
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -453,5 +454,14 @@ def test_a_kept_prompt_changes_no_beam():
         for one, other in zip(got, want, strict=True):
             assert [h.ids.tolist() for h in one] == [h.ids.tolist() for h in other]
             assert max(abs(a.logprob - b.logprob) for a, b in zip(one, other)) < 1e-4
-    with pytest.raises(TypeError, match="cache: 7 is not a PromptCache"):
-        beam_search(gpt, first, 2, 3, cache=7)
+        for got, want in zip(
+            greedy_search(gpt, prompts, 6, cache=kept), greedy_search(gpt, prompts, 6), strict=True
+        ):
+            assert got.ids.equal(want.ids) and abs(got.logprob - want.logprob) < 1e-4
+    read = []
+    with gpt.register_forward_pre_hook(lambda model, args: read.append(args[0].shape[1])):
+        greedy_search(gpt, first + [3, 4], 2, ignore_eos=True, cache=kept)
+    assert read == [2, 1]
+    for search in (greedy_search, partial(beam_search, width=2)):
+        with pytest.raises(TypeError, match="cache: 7 is not a PromptCache"):
+            search(gpt, first, max_new_tokens=3, cache=7)

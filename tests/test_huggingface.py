@@ -1,6 +1,7 @@
 """The adapter for models of transformers, against the models it wraps and against our own."""
 
 import gc
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from helpers.architectures import tiny as tiny_model
 
 from decoding_book.beam import beam_search
 from decoding_book.entropix import EntropixConfig, EntropySampler, calibrate
+from decoding_book.greedy import greedy_search
 from decoding_book.huggingface import (
     HuggingFace,
     InsideGenerate,
@@ -101,8 +103,14 @@ def test_a_prompt_that_was_read_serves_later_calls(name):
     kept = PromptCache(adapter, start)
     rows = [torch.cat([start, torch.tensor(more)]) for more in ([5, 6, 7], [9])]
     if name == "Mistral":  # its window is shorter than what was read
-        with pytest.raises(ValueError, match=f"cache: rows of unequal .* window of {WINDOW} pos"):
-            generate(adapter, rows, max_new_tokens=4, cache=kept)
+        short = PromptCache(adapter, start[: WINDOW - 4])  # its end comes in the middle
+        pair = [start[: WINDOW - 2], torch.cat([start[: WINDOW - 4], torch.tensor([3])])]
+        for cache, texts in ((kept, rows), (short, pair)):
+            with pytest.raises(ValueError, match=f"cache: rows of unequal .* {WINDOW} pos") as e:
+                generate(adapter, texts, max_new_tokens=8, cache=cache)
+            assert not e.value.generation.steps
+        again = generate(adapter, pair, max_new_tokens=2, cache=short).ids
+        assert lists(again) == lists(generate(adapter, pair, max_new_tokens=2).ids)
         rows = [row[: WINDOW + 4] for row in rows]
     for choose in (greedy, SEEDED):
         plain = generate(adapter, rows, choose, 8).ids
@@ -111,8 +119,10 @@ def test_a_prompt_that_was_read_serves_later_calls(name):
     assert kept.memory.length == len(start)
     part = [torch.cat([start[:4], torch.tensor([3])]), start[:6]]
     if name == "Mistral":
-        with pytest.raises(ValueError, match=f"length: 4 of {len(start)} positions, but the model"):
-            generate(adapter, part, max_new_tokens=4, cache=kept)
+        said = f"cache: PromptCache.* shares 4 ids with .*length: 4 of {len(start)} positions, but "
+        for search in (generate, greedy_search, partial(beam_search, width=2)):
+            with pytest.raises(ValueError, match=said):
+                search(adapter, part, max_new_tokens=4, cache=kept)
         return
     again = generate(adapter, part, max_new_tokens=4, cache=kept).ids
     assert lists(again) == lists(generate(adapter, part, max_new_tokens=4).ids)
@@ -263,6 +273,153 @@ def test_models_that_do_not_continue_a_text_are_refused():
     bare = LlamaModel(llama_config())
     with pytest.raises(ValueError, match="model: LlamaModel gives no logits"):
         HuggingFace(bare)
+
+
+def masked(kind, **more):
+    import transformers
+
+    small = dict(vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=1)
+    config = transformers.BertConfig(num_attention_heads=2, **small, **more)
+    return getattr(transformers, kind)(config)
+
+
+def test_models_that_fill_gaps_are_refused():
+    from transformers import XLNetConfig, XLNetLMHeadModel
+
+    xlnet = XLNetLMHeadModel(
+        XLNetConfig(vocab_size=40, d_model=16, n_layer=1, n_head=2, d_inner=16)
+    )
+    for peer in (masked("BertForMaskedLM"), masked("BertLMHeadModel"), xlnet):
+        with pytest.raises(ValueError, match=f"model: {type(peer).__name__} fills gaps"):
+            HuggingFace(peer)
+    causal = HuggingFace(masked("BertLMHeadModel", is_decoder=True))
+    assert len(generate(causal, [3, 4], max_new_tokens=3, ignore_eos=True).ids) == 3
+
+
+def test_what_is_no_model_is_refused_by_name(tiny):
+    from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
+
+    with pytest.raises(TypeError, match=r"model: 'gpt2' is a name: AutoModel.*\('gpt2'\)"):
+        HuggingFace("gpt2")
+    for wrong in (None, 3, [], GPT2LMHeadModel, GPT2Config(), words(), tiny, torch.nn.Linear(2, 2)):
+        with pytest.raises(TypeError, match="(?s)model: .* is no model of transformers, such as"):
+            HuggingFace(wrong)
+    ids = torch.tensor([[1, 2], [3, 4]])
+    filled = tiny.new_cache(2, 8)
+    tiny(ids, cache=filled)
+    right = torch.tensor([[True, True], [True, False]])
+    for adapter in (tiny, HuggingFace(cacheless("Mamba"))):
+        for args, kind, said in (
+            (([[1, 2]],), TypeError, "ids: list is no tensor"),
+            ((ids.numpy(),), TypeError, "ids: ndarray is no tensor"),
+            ((ids[0],), ValueError, r"ids: shape \(2,\)"),
+            ((ids.float(),), ValueError, "ids: shape .* of torch.float32"),
+            ((ids * 10,), ValueError, "ids: 40 is outside the vocabulary 0..39"),
+            ((-ids,), ValueError, "ids: -4 is outside"),
+            ((ids, right), ValueError, "mask, row 1: padded behind its text"),
+            ((ids, right[:, :1]), ValueError, r"mask: shape \(2, 1\)"),
+            ((ids, right.long()), ValueError, "mask: .* of torch.int64"),
+            ((ids, right.tolist()), TypeError, "mask: list is no tensor"),
+            ((ids, None, DynamicCache()), TypeError, "cache: DynamicCache is not"),
+            ((ids, None, tiny.new_cache(1, 8)), ValueError, "cache: room for 1, ids have 2 rows"),
+            ((ids[:1], None, filled), ValueError, "cache: 2 rows, ids have 1 rows"),
+        ):
+            for last in (True, False):
+                with pytest.raises(kind, match=said):
+                    adapter(*args, last_only=last)
+    assert filled.length == 2
+
+
+@pytest.mark.parametrize("start", [3, "a", [1.5], [True], [[1]], [99], [-1], {2}])
+def test_a_start_that_is_none_is_refused_by_name(start):
+    with pytest.raises((TypeError, ValueError), match="start_ids: "):
+        HuggingFace(llama(), words(), start_ids=start)
+
+
+def state_keeper(name, **more):
+    "A tiny model that keeps a state in some layers."
+    import transformers
+
+    sizes = dict(hidden_size=16, num_attention_heads=4, head_dim=4, vocab_size=40, eos_token_id=1)
+    kinds = dict(
+        MiniMax=dict(num_local_experts=3, intermediate_size=16, num_key_value_heads=2),
+        RecurrentGemma=dict(num_hidden_layers=3, num_key_value_heads=1, lru_width=16),
+        Qwen3Next=dict(
+            num_experts=3,
+            num_experts_per_tok=2,
+            moe_intermediate_size=8,
+            shared_expert_intermediate_size=8,
+            num_key_value_heads=2,
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            linear_key_head_dim=4,
+            linear_value_head_dim=4,
+        ),
+    )
+    config = getattr(transformers, f"{name}Config")(**sizes | kinds[name] | more)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for p in model.parameters():
+        if p.ndim == 2:
+            p.data.normal_(0, 0.4)
+    return HuggingFace(model)
+
+
+def both_ways(kinds):
+    return dict(layer_types=kinds * 2, num_hidden_layers=4)
+
+
+FULL, LINEAR = "full_attention", "linear_attention"
+KEEPERS = {
+    "RecurrentGemma": ("RecurrentGemma", {}),
+    "MiniMax": ("MiniMax", both_ways([FULL, LINEAR])),
+    "Qwen3-Next": ("Qwen3Next", both_ways([LINEAR, FULL])),
+}
+
+
+@pytest.mark.parametrize("name", KEEPERS)
+def test_a_state_is_padded_reordered_and_left_by_rows_that_end(name):
+    "Loop and beam over unequal rows, some of which end early, beside each row read anew."
+    kind, more = KEEPERS[name]
+    adapter = state_keeper(kind, **more)
+    assert hasattr(adapter, "new_cache") == (name != "RecurrentGemma")
+
+    def logprobs(prompt, ids):  # with the whole text for each token
+        texts = [torch.cat([prompt, ids[:n]])[None] for n in range(len(ids))]
+        laws = [adapter(text).logits[0].log_softmax(-1) for text in texts]
+        return torch.stack([law[id] for law, id in zip(laws, ids)])
+
+    drawn = generate(adapter, UNEQUAL, Sampler(seed=1), 12, stop=list(range(8)))
+    assert len({len(ids) for ids in drawn.ids}) > 1
+    for prompt, ids, said in zip(UNEQUAL, drawn.ids, drawn.logprobs):
+        torch.testing.assert_close(said, logprobs(prompt, ids), atol=1e-4, rtol=0)
+    for prompt, found in zip(UNEQUAL, beam_search(adapter, UNEQUAL, 4, 8, n_best=4)):
+        for best in found:
+            want = logprobs(prompt, best.ids).double()
+            torch.testing.assert_close(best.logprobs, want, atol=1e-4, rtol=0)
+
+
+def test_recurrent_gemma_says_what_its_own_generate_says():
+    adapter = state_keeper("RecurrentGemma")
+    for prompt in UNEQUAL:
+        ours = generate(adapter, prompt, max_new_tokens=12).ids.tolist()
+        mask = torch.ones(1, len(prompt))
+        assert [ours] == own(adapter.model, prompt[None], mask, do_sample=False, max_new_tokens=12)
+
+
+def test_a_cache_that_counts_wrong_is_refused_before_a_token():
+    "MiniMax's, if its first layer keeps a state; rows of equal length are right."
+    adapter = state_keeper("MiniMax", **both_ways([LINEAR, FULL]))
+    for search in (generate, partial(beam_search, width=2)):
+        with pytest.raises(ValueError, match="mask: rows of unequal length, and the cache of Mini"):
+            search(adapter, UNEQUAL, max_new_tokens=4)
+    rows = torch.tensor([[3, 4, 5], [6, 7, 8]])
+    both = generate(adapter, rows, max_new_tokens=8, ignore_eos=True).ids
+    for row, ids in zip(rows, both):
+        assert generate(adapter, row, max_new_tokens=8, ignore_eos=True).ids.equal(ids)
+    with pytest.raises(ValueError, match="cache: .* shares 2 ids .*MiniMaxCache does not support"):
+        kept = PromptCache(adapter, [3, 4, 5])
+        generate(adapter, [3, 4, 9], max_new_tokens=2, cache=kept)
 
 
 def test_decode_takes_the_ids_of_one_text(model):
@@ -566,6 +723,9 @@ def test_a_call_that_fails_leaves_nothing_behind():
     assert own(model, IDS, MASK, do_sample=True, max_new_tokens=2, logits_processor=[keyed])
 
 
+Z = torch.ones(3, 9)
+
+
 def test_processors_refuse_by_name():
     model, policy = tiny_model("Llama"), EntropySampler()
     right = torch.tensor([[1, 1, 1], [1, 1, 0]])
@@ -585,6 +745,24 @@ def test_processors_refuse_by_name():
             lambda: KeyedLogitsProcessor(lambda p, c: Draw(c.row[:1]), MASK)(IDS, torch.ones(3, 9)),
             r"choose: returned ids \[0\] for 3 rows",
         ),
+        (lambda: InsideGenerate(MASK.float() / 2), "attention_mask: 0.5 is neither 0 nor 1"),
+        (lambda: InsideGenerate([[0, 2]]), "attention_mask: 2 is neither 0 nor 1"),
+        (lambda: KeyedLogitsProcessor(policy, MASK, "x"), "model: 'x' is a name"),
+        (lambda: KeyedLogitsProcessor(greedy, MASK, 3), "model: 3 is no model"),
+        (lambda: KeyedLogitsProcessor(greedy, MASK)(lists(IDS), Z), "input_ids: list of shape"),
+        (lambda: KeyedLogitsProcessor(greedy, MASK)(IDS.float(), Z), "input_ids: Tensor of"),
+        (
+            lambda: SamplerLogitsProcessor(SEEDED, MASK)(IDS[0], Z),
+            r"input_ids: Tensor of shape \(7,\)",
+        ),
+        (lambda: KeyedLogitsProcessor(greedy, MASK)(IDS, Z[:2]), r"scores: shape \(2, 9\), exp"),
+        (lambda: KeyedLogitsProcessor(greedy, MASK)(IDS, Z[0]), r"scores: shape \(9,\), exp"),
+        (lambda: SamplerLogitsProcessor(SEEDED, MASK)(IDS, Z.tolist()), "scores: list is no"),
+        (lambda: RequestLogitsProcessor(SEEDED, law="no"), "law: 'no' is not one of"),
+        (lambda: RequestLogitsProcessor(greedy)([2], [], Z), "logits: Tensor of shape"),
+        (lambda: RequestLogitsProcessor(greedy)([2], [], Z[0].long()), "logits: Tensor of shape"),
+        (lambda: RequestLogitsProcessor(greedy)([2], [], Z[0].numpy()), "logits: ndarray of shape"),
+        (lambda: RequestLogitsProcessor(greedy)([2], [], [1.0, 2.0]), "logits: list of shape"),
         (lambda: RequestLogitsProcessor(None), "choose: None is not callable"),
         (lambda: RequestLogitsProcessor(policy), "choose: it reads attention"),
         (lambda: RequestLogitsProcessor(greedy, law=True), "choose: <function greedy .* no law"),
