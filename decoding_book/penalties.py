@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_history', 'token_counts', 'repetition_penalty', 'frequency_penalty', 'presence_penalty', 'no_repeat_ngram',
-           'check_id', 'bias_number', 'bias_vector', 'logit_bias', 'check_sequences', 'sequence_bias', 'spellings',
-           'end_ids', 'min_length']
+           'check_id', 'bias_number', 'bias_vector', 'logit_bias', 'check_sequences', 'now_ends', 'refuse_sequences',
+           'sequence_bias', 'forms_of', 'spellings', 'end_ids', 'min_length']
 
 # %% ../nbs/13_penalties.ipynb #c28d91d7
 import math
@@ -14,7 +14,7 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 
-from .checks import check_logits, in_float64, per_row
+from .checks import check_logits, in_float64, per_row, row_name
 
 # %% ../nbs/13_penalties.ipynb #32df050f
 def check_history(
@@ -219,8 +219,31 @@ def check_sequences(
         if not isinstance(ids, tuple) or not ids:
             raise TypeError(f"sequence_bias: {ids!r} is no tuple of ids")
         number = bias_number("sequence_bias", ids, value)
-        pairs.append(([check_id("sequence_bias", id, V) for id in ids], number))
+        pairs.append(([check_id(f"sequence_bias: {ids}", id, V) for id in ids], number))
     return pairs
+
+# %% ../nbs/13_penalties.ipynb #05a86905
+def now_ends(
+    ids,       # (..., N)
+    before,    # a list of ids
+):             # (...) bool
+    "Does a text end with these?"
+    start = ids.shape[-1] - len(before)
+    if start < 0: return torch.zeros(ids.shape[:-1], dtype=torch.bool, device=ids.device)
+    return (ids[..., start:] == torch.tensor(before, device=ids.device)).all(-1)
+
+def refuse_sequences(
+    bad,      # (..., V) bool
+    pairs,    # from `check_sequences`
+    ids,      # the text so far (..., N)
+    what,     # said of them
+):
+    "Raise for the first row with a True: by the sequences that act on it."
+    for at in bad.any(-1).nonzero()[:1].tolist():
+        said, tokens = ids[tuple(at)], bad[tuple(at)]
+        names = [f"{tuple(s)}: {v}" for s, v in pairs if tokens[s[-1]] and now_ends(said, s[:-1])]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise ValueError(f"sequence_bias, {row_name(at)}: {', '.join(names[:3])}{more} {what}")
 
 # %% ../nbs/13_penalties.ipynb #8d014cc6
 def sequence_bias(
@@ -231,18 +254,34 @@ def sequence_bias(
 ):              # (..., V), float32 at least
     "Add a number to the token that completes a sequence."
     z = check_logits(logits)
+    pairs = check_sequences(bias, z.shape[-1])
     ids, mask = check_history(ids, z, mask)
-    ids, more = ids.where(mask, -1), torch.zeros_like(z)            # no sequence has a -1
-    for (*before, last), value in check_sequences(bias, z.shape[-1]):
-        if len(before) > ids.shape[-1]: continue
-        end = ids[..., ids.shape[-1] - len(before):]
-        said = (end == torch.tensor(before, dtype=torch.long, device=z.device)).all(-1)
-        more[..., last] += z.new_tensor(value).where(said, 0)
-    moved = (z + more).where((more > -torch.inf) & z.isfinite(), z)
-    new = _in_range("sequence_bias", torch.zeros(2), z, moved)
-    return _some_left("sequence_bias", torch.zeros(2), new.where(more > -torch.inf, -torch.inf))
+    ids, more, ban = ids.where(mask, -1), torch.zeros_like(z), torch.zeros_like(z).bool()
+    for (*before, last), value in pairs:                            # no sequence has a -1
+        said = now_ends(ids, before)
+        if value == -torch.inf: ban[..., last] |= said
+        else: more[..., last] += z.new_tensor(value).where(said, 0)
+    new = (z + more).where(z.isfinite(), z)
+    lost = z.isfinite() & ~new.isfinite() & ~ban
+    refuse_sequences(lost, pairs, ids, f"takes a logit out of the range of {z.dtype}")
+    new = new.where(~ban, -torch.inf)
+    left = new.amax(-1, keepdim=True).isfinite()
+    refuse_sequences(ban & ~left, pairs, ids, "leave no token")
+    return new
 
 # %% ../nbs/13_penalties.ipynb #da6d94de
+def forms_of(
+    model,    # with a tokenizer
+    word,     # a text
+):            # {ids: text}, perhaps empty
+    "The spellings of one word."
+    start, found = len(model.encode("")), {}
+    for form in (word, word[0].upper() + word[1:], word[0].lower() + word[1:]):
+        for text in (form, " " + form):
+            try: found[tuple(model.encode(text)[start:])] = text
+            except ValueError: pass                          # what has no ids is never said
+    return found
+
 def spellings(
     model,    # with a tokenizer
     words,    # a text, or a list of them
@@ -250,15 +289,14 @@ def spellings(
     "The usual spellings of words: as they are, with and without a capital, behind a space or not."
     if not hasattr(model, "encode"):
         raise TypeError(f"words: {words!r} are text, and the model has no tokenizer: give ids")
-    start, found = len(model.encode("")), {}
+    if not hasattr(words, "__iter__"): raise TypeError(f"words: {words!r} is no text or list of it")
+    found = {}
     for word in [words] if isinstance(words, str) else words:
         if not isinstance(word, str) or not word.strip():
             raise ValueError(f"words: {word!r} is no word")
-        word = word.strip()
-        for form in (word, word[0].upper() + word[1:], word[0].lower() + word[1:]):
-            for text in (form, " " + form):
-                try: found[tuple(model.encode(text)[start:])] = text
-                except ValueError: pass                      # what has no ids is never said
+        forms = forms_of(model, word.strip())
+        if not forms: raise ValueError(f"words: {word!r} is no text of this model's tokenizer")
+        found |= forms
     return found
 
 # %% ../nbs/13_penalties.ipynb #f447d6f7

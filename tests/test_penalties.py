@@ -321,6 +321,19 @@ def test_a_banned_sequence_is_never_said_though_its_beginning_is():
     assert {(2,), (3,), (0, 1), (1, 2)} <= said
 
 
+def test_a_finite_bias_bans_nothing():
+    "One that is out of the logits' range is refused where it acts, and only there."
+    z, text = torch.zeros(1, 5), torch.tensor([[0, 1]])
+    far = {(1, 2): -1e300}
+    assert sequence_bias(z.double(), text, far)[0].tolist() == [0, 0, -1e300, 0, 0]
+    assert sequence_bias(z, text[:, :1], far).equal(z)
+    assert sequence_bias(z, text, {(1, 2): -1e300, (2,): -INF}).isinf().sum() == 1
+    with pytest.raises(ValueError, match=r"sequence_bias, row 0: \(1, 2\): -1e\+300 takes"):
+        sequence_bias(z, text, far)
+    with pytest.raises(ValueError, match=r"sequence_bias, row 0: \(1, 2\): -1e\+300 takes"):
+        sequence_bias(z[0], text[0], far)
+
+
 def test_words_have_spellings(model):
     found = spellings(model, ["tea", "Iced tea"])
     forms = ["tea", " tea", "Tea", " Tea", "Iced tea", " Iced tea", "iced tea", " iced tea"]
@@ -333,6 +346,14 @@ def test_words_have_spellings(model):
             spellings(model, bad)
     with pytest.raises(TypeError, match="words: 'tea' are text, and the model has no tokenizer"):
         spellings(object(), "tea")
+    for bad in (None, 5, 1.5):
+        with pytest.raises(TypeError, match=f"words: {bad} is no text or list of it"):
+            spellings(model, bad)
+    with pytest.raises(ValueError, match="words: 98 is no word"):
+        spellings(model, b"b")
+    for bad in ("tea", ["I", "tea"]):  # a word that the model cannot say would be banned in vain
+        with pytest.raises(ValueError, match="words: 'tea' is no text of this model"):
+            spellings(six_words(), bad)
 
 
 @pytest.mark.parametrize(
@@ -341,13 +362,28 @@ def test_words_have_spellings(model):
         ([(1, 2)], TypeError, "sequence_bias: .* is no dictionary"),
         ({3: 1.0}, TypeError, "sequence_bias: 3 is no tuple of ids"),
         ({(): 1.0}, TypeError, r"sequence_bias: \(\) is no tuple of ids"),
-        ({(1, 9): 1.0}, ValueError, "sequence_bias: id 9 is outside the vocabulary 0..4"),
-        ({(1, -1): 1.0}, ValueError, "sequence_bias: id -1 is outside the vocabulary"),
-        ({(1, 2.0): 1.0}, TypeError, "sequence_bias: 2.0 is no id"),
+        (
+            {(1, 9): 1.0},
+            ValueError,
+            r"sequence_bias: \(1, 9\): id 9 is outside the vocabulary 0",
+        ),
+        ({(1, -1): 1.0}, ValueError, r"sequence_bias: \(1, -1\): id -1 is outside"),
+        ({(1, 2.0): 1.0}, TypeError, r"sequence_bias: \(1, 2.0\): 2.0 is no id"),
         ({(1, 2): float("nan")}, ValueError, r"sequence_bias: \(1, 2\): nan is neither finite"),
         ({(1, 2): INF}, ValueError, r"sequence_bias: \(1, 2\): inf is neither finite"),
         ({(1, 2): "3"}, TypeError, r"sequence_bias: \(1, 2\): '3' is not a number"),
-        ({(i,): -INF for i in range(5)}, ValueError, "sequence_bias, row 0: it leaves no token"),
+        (
+            {(i,): -INF for i in range(5)} | {(1, 2): -INF},
+            ValueError,
+            r"sequence_bias, row 0: \(0,\): -inf, .*\(2,\): -inf and 2 more leave no token",
+        ),
+        (
+            {(2,): -1.0, (0, 1): -1e300, (1, 1): -1e300},
+            ValueError,
+            r"sequence_bias, row 0: \(0, 1\): -1e\+300 takes a logit out of the range of",
+        ),
+        ({(0, 0, 1): 1e300, (3,): 1e39}, ValueError, r"row 0: \(3,\): 1e\+39 takes a logit out"),
+        ({(1,): -3e38, (0, 1): -2e38}, ValueError, r"\(1,\): -3e\+38, \(0, 1\): -2e\+38 takes"),
     ],
 )
 def test_bad_sequences_are_refused(bias, error, what):
