@@ -155,9 +155,64 @@ def test_a_line_that_is_too_deep_is_an_error(tmp_path):
     assert decode_file(source, tmp_path / "out", six_words) == {"prompts": 3, "errors": 1}
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "NaN",
+        "-Infinity",
+        "1e999",
+        "[1, NaN]",
+        '{"prompt": NaN}',
+        '{"prompt": "\\ud800"}',
+        "[1e999]",
+    ],
+)
+def test_what_no_json_can_hold_is_an_error_of_its_line(tmp_path, line):
+    source = tmp_path / "some.jsonl"
+    source.write_text(f'"I"\n{line}\n{{"prompt": "I", "score": NaN}}\n')
+    told = decode_file(source, tmp_path / "out", six_words)
+    assert told == {"prompts": 3, "errors": 1}
+    write_results(tmp_path / "out", tmp_path / "all.jsonl")
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    lines = (tmp_path / "all.jsonl").read_text(encoding="utf-8").splitlines()
+    _, wrong, _ = (json.loads(text, parse_constant=refuse) for text in lines)
+    assert wrong["error"].startswith("line 2: ") and wrong["prompt"] is None
+
+
+@pytest.mark.parametrize("column", [3, None, b"prompt", ["prompt"]])
+def test_a_column_that_is_no_name_stops_the_run(source, tmp_path, column):
+    with pytest.raises(TypeError, match="column: .* is not a name"):
+        decode_file(source, tmp_path / "out", six_words, column=column)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_folder_that_another_job_has_begun_is_refused(source, tmp_path):
+    "Before its first part, too; and a folder whose note is lost or spoilt."
+    run = partial(decode_file, source, tmp_path / "out", choose=SAMPLER)
+
+    def make():
+        with pytest.raises(ValueError, match="batch: 7, but .* was begun with 5: take another"):
+            run(make_model=six_words, batch=7)
+        return six_words()
+
+    assert run(make_model=make, batch=5) == {"prompts": 23, "errors": 0}
+    plan = tmp_path / "out" / "plan.json"
+    for spoilt in ("", "{", "[1]", "3", '"x"'):
+        plan.write_text(spoilt)
+        with pytest.raises(ValueError, match="folder: .*plan.json is no plan"):
+            run(make_model=make, batch=5)
+    plan.unlink()
+    with pytest.raises(ValueError, match="folder: .* has parts, no plan: take another folder"):
+        run(make_model=make, batch=5)
+
+
 def test_a_folder_without_parts_may_begin_anew(source, tmp_path):
     with pytest.raises(ValueError, match="max_new_tokens"):
         decode_file(source, tmp_path / "out", six_words, max_new_tokens=-1)
+    assert not list((tmp_path / "out").glob("*"))
     told = decode_file(source, tmp_path / "out", six_words, max_new_tokens=2, stop={"coffee"})
     assert told["errors"] == 0
 
@@ -251,6 +306,31 @@ def test_parquet_in_and_out(tmp_path):
     write_results(tmp_path / "out", tmp_path / "out.jsonl")
     lines = (tmp_path / "out.jsonl").read_text().splitlines()
     assert list(map(json.loads, lines)) == list(results(tmp_path / "out"))
+
+
+def test_columns_of_other_types_are_errors_of_their_rows(tmp_path):
+    pytest.importorskip("pyarrow", reason="the extra `scale` is not installed")
+    from datetime import datetime
+    from decimal import Decimal
+
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "in.parquet"
+    for n, value in enumerate(
+        (float("nan"), b"I", datetime(2026, 1, 1), Decimal(1), True, {"a": 1})
+    ):
+        pyarrow.parquet.write_table(pyarrow.table({"prompt": [value, value]}), path)
+        told = decode_file(path, tmp_path / f"out {n}", six_words)
+        assert told == {"prompts": 2, "errors": 2}
+        write_results(tmp_path / f"out {n}", tmp_path / "out.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": [[0, 1], None]}), path)
+    assert decode_file(path, tmp_path / "ids", six_words) == {"prompts": 2, "errors": 1}
+    with pytest.raises(ValueError, match=r"column: 'text' is not in .*, which has \['prompt'\]"):
+        decode_file(path, tmp_path / "none", six_words, column="text")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="source: .*in.parquet is not whole"):
+        decode_file(path, tmp_path / "none", six_words)
 
 
 # ---------------------------------------------------------------- two workers of Ray
