@@ -14,7 +14,7 @@ from typing import Callable, NamedTuple
 import torch
 
 from .checks import (check_answer, check_number, float64_home, in_float64,
-                                  log_normalizer, one_of, whole)
+                                  log_normalizer, moved, one_of, whole)
 from .exhaustive import Batch, Hypotheses, Hypothesis, next_logprobs, search_setup
 from .loop import Context, LanguageModel, first_cache, held_ids, left_pad, new_text
 
@@ -145,6 +145,9 @@ def huggingface_rule(
     return beam.best_hope(longest) <= beam.finished[-1].score
 
 BEAM_RULES = {None: book_rule, "huggingface": huggingface_rule}     # by dialect
+
+# %% ../nbs/07_beam.ipynb #0ldru1e5
+__getattr__ = moved(__name__, {"RULES": "beam.BEAM_RULES"})
 
 # %% ../nbs/07_beam.ipynb #df1e333d
 def in_place(

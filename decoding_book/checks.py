@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['NO_FLOAT64', 'row_name', 'log_normalizer', 'check_logits', 'check_answer', 'NotAnInteger', 'whole', 'check_number',
-           'float64_home', 'in_float64', 'per_row', 'key_part', 'text_ids', 'one_of']
+           'float64_home', 'in_float64', 'per_row', 'key_part', 'text_ids', 'one_of', 'moved']
 
 # %% ../nbs/A_checks.ipynb #b882d40a
+from importlib import import_module
 from math import inf
 from numbers import Integral, Real
 from sys import float_info
+from warnings import warn
 
 import numpy as np
 import torch
@@ -203,3 +205,17 @@ def one_of(
     if not any(type(value) is type(k) and value == k for k in known):
         raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(repr, known))}")
     return value
+
+# %% ../nbs/A_checks.ipynb #old0ad02
+def moved(
+    module: str,    # the module's `__name__`
+    names: dict,    # an old name -> "module.name", its address in this package now
+):                  # a `__getattr__` for that module
+    "Old names go on working, with a DeprecationWarning that gives the new address."
+    def old_name(name):
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        home, new = names[name].split(".")
+        warn(f"{module}.{name} is decoding_book.{home}.{new} now", DeprecationWarning, stacklevel=2)
+        return getattr(import_module(f"decoding_book.{home}"), new)
+    return old_name

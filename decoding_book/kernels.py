@@ -440,10 +440,10 @@ def choose_chunks(
     if want < crests[3]:
         key, last, _ = cut(crests, low, want.to(tl.float64), False, False, WIDE, PIVOTS)
         edge = tl.where(k > 0, key - 1, key)
-    found = tl.full((), 0, tl.int32)
+    found, least = tl.full((), 0, tl.int32), tl.where(k > 0, -float("inf"), floor)
     for start in range(0, crests[3], WIDE):
         y, mine, c = fetch(crests, start + tl.arange(0, WIDE), False)
-        high = (k > 0) | ((y - crests[6]).to(tl.float64) >= floor)
+        high = (y - crests[6]).to(tl.float64) >= least
         keep = within(y, mine, c, key, last) & high
         tl.store(picks + found + tl.cumsum(keep.to(tl.int32), 0) - 1, c, keep)
         found += tl.sum(keep.to(tl.int32))
@@ -461,12 +461,13 @@ def collect(
     "The tokens of some chunks that are above an edge, in order of id."
     t, k, p, floor, a, b = ask
     size, mass = tl.full((), 0, tl.int32), tl.full((WIDE,), 0, tl.float64)
+    least = tl.where(k > 0, -float("inf"), floor)
     for start in range(0, found * CHUNK, WIDE):
         j = start + tl.arange(0, WIDE)
         c = tl.load(picks + j // CHUNK, j < found * CHUNK, 0)
         at = tl.where(j < found * CHUNK, c * CHUNK + j % CHUNK, tokens[3])
         y, mine, _ = fetch(tokens, at, False)
-        high = (k > 0) | ((y - tokens[6]).to(tl.float64) >= floor)
+        high = (y - tokens[6]).to(tl.float64) >= least
         keep = (y > -float("inf")) & (mine > edge) & high
         place = size + tl.cumsum(keep.to(tl.int32), 0) - 1
         tl.store(list_y + place, y, keep & (place < SLOTS))

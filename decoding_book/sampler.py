@@ -16,7 +16,7 @@ from numbers import Real
 
 import torch
 
-from .checks import check_logits, in_float64, key_part, per_row
+from .checks import check_logits, in_float64, key_part, moved, per_row
 from .loop import Draw
 from .noise import Key, check_key, gumbel_max
 from .penalties import (bias_vector, check_history, check_sequences, end_ids,
@@ -46,10 +46,7 @@ OFF = dict(temperature=1, top_k=0, top_p=1, min_p=0, repetition_penalty=1, frequ
            presence_penalty=0, no_repeat_ngram=0, min_new_tokens=0)
 
 # %% ../nbs/14_sampler.ipynb #98340a82
-def __getattr__(name):
-    "`RULES` was the name of `LIMITS`."
-    if name == "RULES": return LIMITS
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = moved(__name__, {"RULES": "sampler.LIMITS"})
 
 # %% ../nbs/14_sampler.ipynb #e6d3c622
 BACKENDS = {  # where each implementation of the draw lives; imported when first asked for

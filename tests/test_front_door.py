@@ -98,3 +98,47 @@ def test_every_module_is_on_the_map():
     assert modules == {
         line.split()[0] for line in decoding_book.__doc__.split("\n\n")[-1].splitlines()
     }
+
+
+# Where names were before they moved; "import *" gives those that it gave.
+OLD_ADDRESSES = {
+    "beam": ["RULES"],
+    "exhaustive": ["whole"],
+    "loop": ["log_normalizer"],
+    "sampler": ["RULES"],
+    "smollm": [
+        "_parse",
+        "NUMBERS",
+        "BLOCKS",
+        "HuggingFace",
+        "HuggingFaceCache",
+        "read_gguf",
+        "dequantise",
+    ],
+    "temperature": ["check_logits", "per_row"],
+    "transformer": ["save_checkpoint", "load_checkpoint", "fingerprint", "cache_folder"],
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("module", "name"), [(m, n) for m, ns in OLD_ADDRESSES.items() for n in ns]
+)
+def test_an_old_address_still_works(module, name):
+    assert getattr(importlib.import_module(f"decoding_book.{module}"), name) is not None
+
+
+def test_a_moved_name_is_the_one_at_its_new_address_and_warns():
+    from decoding_book import huggingface, smollm
+
+    with pytest.warns(DeprecationWarning, match="is decoding_book.huggingface.HuggingFace now"):
+        assert smollm.HuggingFace is huggingface.HuggingFace
+    for module in OLD_ADDRESSES:
+        with pytest.raises(AttributeError, match="Nothing"):
+            _ = importlib.import_module(f"decoding_book.{module}").Nothing
+
+
+def test_import_star_of_smollm_gives_the_reading_of_files_too():
+    names = {}
+    exec("from decoding_book.smollm import *", names)
+    assert {"SmolLM2", "read_gguf", "dequantise"} <= set(names)

@@ -25,17 +25,6 @@ TOLERANCE = 2e-4
 PROMPTS = ["The capital of France is", "Once upon a time"]
 
 
-@pytest.mark.parametrize("name", ["HuggingFace", "HuggingFaceCache"])
-def test_the_old_address_still_works_and_warns(name):
-    import decoding_book.huggingface as new
-    import decoding_book.smollm as old
-
-    with pytest.warns(DeprecationWarning, match=f"{name} is in decoding_book.huggingface"):
-        assert getattr(old, name) is getattr(new, name)
-    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
-        _ = old.Nothing
-
-
 def test_the_adapter_decodes_the_same_text(model, peer):
     class Words:  # what the adapter needs of a tokenizer
         def encode(self, text, add_special_tokens):
