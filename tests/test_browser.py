@@ -5,7 +5,6 @@ import contextlib
 import functools
 import http.server
 import json
-import os
 import re
 import shutil
 import threading
@@ -21,17 +20,6 @@ from decoding_book.beam import beam_search
 from decoding_book.show import percent
 from decoding_book.toy import six_words
 from decoding_book.trees import panels_of, stepper_html
-
-BROWSER = next(
-    filter(
-        None,
-        map(
-            shutil.which, ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
-        ),
-    ),
-    None,
-)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on the PATH")
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -54,17 +42,6 @@ def served(folder):
 def address(site):
     with served(site) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as p:
-        alone = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # there is no network
-        sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        browser = p.chromium.launch(executable_path=BROWSER, args=alone + sandbox)
-        yield browser
-        browser.close()
 
 
 def watched(page, name, wrong, address):

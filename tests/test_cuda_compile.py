@@ -75,37 +75,37 @@ def compiled(rows):
 
 @needs_triton
 def test_every_variant(full, record):
-    """Each kernel for each target; the types of the logits and the lesser tasks take turns, and
-    `--full` takes all. And what a launch folds into the code when an argument is 1: one row, one
-    token; or a stride between tokens."""
+    """Each kernel for a target of its own, in types that take turns: `--full` takes all of
+    everything. And what a launch folds into the code when an argument is 1: one row, one token; or
+    a stride between tokens."""
+    turns = {"scan_kernel": 80, "weigh_kernel": 80, "draw_kernel": 90, "finish_kernel": 100}
     rows = []
     for a, arch in enumerate(ARCHS):
         for i, (kernel, task) in enumerate(VARIANTS):
-            if task < 2 and i % 3 != a and not full:
+            if not full and (task < 2 or turns[kernel] != arch):
                 continue
             slices = 1 if kernel == "draw_kernel" else 16
             rows += [
                 dict(SIZES, kernel=kernel, arch=arch, dtype=d, TASK=task, SLICES=slices, step=1)
-                for d in (DTYPES if full else [DTYPES[(i + a) % 3]])
+                for d in (DTYPES if full else [DTYPES[i % 3]])
             ]
         small = dict(
             SIZES, SLOTS=16, BLOCK=16, CHUNK=16, WIDE=16, kernel="draw_kernel", arch=arch, TASK=2
         )
         if a == 0 or full:
-            rows += [
-                dict(small, dtype="bf16", B=1, V=1, across=1, step=1),
-                dict(small, dtype="fp32"),
-            ]
+            rows.append(dict(small, dtype="bf16", B=1, V=1, across=1, step=1))
+        if full:
+            rows.append(dict(small, dtype="fp32"))
     built = compiled(rows)
     assert len(built) == len(rows)
     assert all(b["fused"] == b["rough"] == b["approximate"] == 0 for b in built), built
     assert all(b["shared"] < 48 * 1024 for b in built)
-    assert {(b["kernel"], b.get("TASK", 2)) for b in built} == set(VARIANTS)
+    tried = {(b["kernel"], b.get("TASK", 2)) for b in built}
+    assert tried == {(kernel, task) for kernel, task in VARIANTS if full or task == 2}
+    assert {b["dtype"] for b in built} == set(DTYPES)
     for arch in ARCHS:
         mine = [b for b in built if b["arch"] == arch]
-        assert {b["dtype"] for b in mine} == set(DTYPES) and {b["kernel"] for b in mine} == {
-            name for name, _ in VARIANTS
-        }
+        assert len(mine) >= 3 * len(VARIANTS) if full else mine
         record(
             f"cuda_compiled_sm_{arch}",
             {"variants": len(mine), "shared bytes": max(b["shared"] for b in mine)},

@@ -160,7 +160,7 @@ def test_a_cache_of_another_model_is_refused(quick):
 
 
 def test_texts_are_those_of_float32(quick, batch, full):
-    "64 greedy tokens of ten prompts, alone and as one batch."
+    "Greedy tokens of ten prompts, alone and as one batch."
     n = 64 if full else 16
     ours = generate(quick, PROMPTS[:10], max_new_tokens=n, ignore_eos=True)
     for a, b in zip(ours.ids, batch.ids):

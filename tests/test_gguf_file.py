@@ -17,16 +17,25 @@ from decoding_book.gguf_file import Cursor, NotRead, dequantise, parse_gguf, rea
 from decoding_book.smollm import Config, SmolLM2, read_config, weights_path
 
 gguf = pytest.importorskip("gguf")
-IDS = torch.tensor([[504, 3575, 282]])
-SIZES = Config(2, 64, 4, 2, 16, 128, 49152, 8192, 1e-5, 1e5)
+IDS = torch.tensor([[504, 357, 282]])
+V = 1024
+SIZES = Config(2, 64, 4, 2, 16, 128, V, 8192, 1e-5, 1e5)
 OURS = sorted(gguf_file.BLOCKS)
 OTHERS = [t for t in gguf.GGMLQuantizationType if t not in OURS]
 
 
 @pytest.fixture(scope="module")
 def plain():
-    "The entries of the real file, with the sizes of a small model."
+    "The entries of the real file, with the sizes of a small model and its first tokens."
     meta, _ = read_gguf(weights_path())
+    words = meta["tokenizer.ggml.tokens"][:V]
+    merges = [m for m in meta["tokenizer.ggml.merges"] if m.replace(" ", "") in words]
+    meta |= {
+        "tokenizer.ggml.tokens": words,
+        "tokenizer.ggml.token_type": meta["tokenizer.ggml.token_type"][:V],
+        "tokenizer.ggml.merges": merges,
+        "llama.vocab_size": V,
+    }
     sizes = dict(block_count=2, embedding_length=64, feed_forward_length=128)
     heads = {"attention.head_count": 4, "attention.head_count_kv": 2, "rope.dimension_count": 16}
     return meta | {f"llama.{name}": value for name, value in (sizes | heads).items()}
@@ -185,8 +194,8 @@ def test_zeros_that_mean_something(plain, tmp_path):
 @pytest.mark.parametrize(
     "name, value",
     [
-        ("tokenizer.ggml.eos_token_id", 49152),
-        ("tokenizer.ggml.eot_token_id", 49152),
+        ("tokenizer.ggml.eos_token_id", V),
+        ("tokenizer.ggml.eot_token_id", V),
         ("tokenizer.ggml.eos_token_id", -1),
         ("llama.block_count", 0),
         ("llama.context_length", 0),
@@ -194,7 +203,7 @@ def test_zeros_that_mean_something(plain, tmp_path):
         ("llama.rope.freq_base", 0.0),
         ("llama.rope.freq_base", float("nan")),
         ("llama.attention.layer_norm_rms_epsilon", -1.0),
-        ("llama.vocab_size", 49151),
+        ("llama.vocab_size", V - 1),
         ("llama.attention.head_count", [4, 4]),
         ("llama.feed_forward_length", 128.0),
         ("llama.attention.head_count_kv", 3),
@@ -332,7 +341,7 @@ def test_what_is_done_to_one_model_stays_in_it(tmp_path, plain, dtype):
     assert (ruined(IDS).logits == 0).all()
     w.meta.clear(), w.layers.clear(), w.tokenizer.add_tokens(["a new one"])
     other = SmolLM2(dtype, path=path)
-    assert other(IDS).logits.equal(want) and other.encode("a new one") != [49152]
+    assert other(IDS).logits.equal(want) and other.encode("a new one") != [V]
     other.weights.layers[0].qkv = smollm.lay(torch.zeros(128, 64, dtype=dtype))
     assert not other(IDS).logits.equal(want)
     assert SmolLM2(dtype, path=path)(IDS).logits.equal(want)

@@ -1,7 +1,6 @@
 """The draw in JavaScript: the token and the size of the kept set on every row, as in Python."""
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,9 +19,6 @@ ROOT = Path(__file__).resolve().parent.parent
 VECTORS = np.load(ROOT / "tests/oracle/draw.npz", allow_pickle=False)
 KEY = ("seed", "row", "position", "draw")
 NODE = shutil.which("node")
-BROWSER = next(
-    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
-)
 SCRIPT = """
 function run(cases, numbers) {
   const out = [];
@@ -56,28 +52,6 @@ def in_node(cases, numbers, folder):
     return json.loads(done.stdout)
 
 
-def in_browser(cases, numbers, folder):
-    "The same in a page."
-    playwright = pytest.importorskip("playwright.sync_api")
-    sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=BROWSER, args=sandbox)
-        page = browser.new_page()
-        page.add_script_tag(path=ROOT / "tools/draw.js")
-        words = [None if np.isinf(x) else x for x in numbers.tolist()]  # JSON knows no infinity
-        code = f"([cases, numbers]) => {{ {SCRIPT} return run(cases, Float64Array.from(" \
-               "numbers, (x) => x === null ? -Infinity : x)); }"  # fmt: skip
-        out = page.evaluate(code, [cases, words])
-        browser.close()
-    return out
-
-
-ENGINES = [
-    pytest.param(in_node, marks=pytest.mark.skipif(NODE is None, reason="no Node on the PATH")),
-    pytest.param(in_browser, marks=pytest.mark.skipif(BROWSER is None, reason="no Chromium")),
-]
-
-
 def case(row, dtype, params, key):
     "What JavaScript is told of one draw."
     names = dict(zip(ORDER, ("temperature", "topK", "topP", "minP")))
@@ -88,19 +62,42 @@ def case(row, dtype, params, key):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_recorded_draws(engine, tmp_path):
+def recorded(every=1):
+    "Recorded draws as JavaScript is told of them, their rows, and what was drawn."
     rows = np.split(VECTORS["logits"], VECTORS["size"].cumsum()[:-1])
+    tried = range(0, len(rows), every)
     cases = [
-        case(row, FLOATS[VECTORS["type"][i]], {n: VECTORS[n][i].item() for n in ORDER},
+        case(rows[i], FLOATS[VECTORS["type"][i]], {n: VECTORS[n][i].item() for n in ORDER},
              {n: VECTORS[n][i] for n in KEY})
-        for i, row in enumerate(rows)
+        for i in tried
     ]  # fmt: skip
-    out = engine(cases, np.concatenate(rows), tmp_path)
-    for i, (token, kept, logprob) in enumerate(out):
-        assert (token, kept) == (VECTORS["token"][i], VECTORS["kept"][i]), (i, cases[i])
-        assert logprob == pytest.approx(VECTORS["logprob"][i], abs=1e-6, rel=1e-6)
-    assert len(out) == len(rows)
+    drawn = [[VECTORS[n][i] for n in ("token", "kept", "logprob")] for i in tried]
+    return cases, np.concatenate([rows[i] for i in tried]), drawn
+
+
+def same(found, drawn, cases):
+    "The same tokens and sizes, and log-probabilities up to rounding."
+    for (token, kept, logprob), true, what in zip(found, drawn, cases, strict=True):
+        assert [token, kept] == true[:2], what
+        assert logprob == pytest.approx(true[2], abs=1e-6, rel=1e-6)
+
+
+@pytest.mark.skipif(NODE is None, reason="no Node on the PATH")
+def test_recorded_draws(tmp_path):
+    cases, numbers, drawn = recorded()
+    same(in_node(cases, numbers, tmp_path), drawn, cases)
+
+
+def test_recorded_draws_in_a_browser(browser, full):
+    "Every eighth: all take minutes."
+    cases, numbers, drawn = recorded(1 if full else 8)
+    page = browser.new_page()
+    page.add_script_tag(path=ROOT / "tools/draw.js")
+    words = [None if np.isinf(x) else x for x in numbers.tolist()]  # JSON knows no infinity
+    code = f"([cases, numbers]) => {{ {SCRIPT} return run(cases, Float64Array.from(" \
+           "numbers, (x) => x === null ? -Infinity : x)); }"  # fmt: skip
+    same(page.evaluate(code, [cases, words]), drawn, cases)
+    page.close()
 
 
 @pytest.mark.skipif(NODE is None, reason="no Node on the PATH")

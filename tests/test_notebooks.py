@@ -9,7 +9,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-QUICK = ("01_loop", "A_checks")  # without the full counts
+QUICK = ("A_checks",)  # without the full counts
 
 
 def each_cell_twice(path, scratch):

@@ -88,19 +88,19 @@ def test_logits_agree_with_transformers(model, peer, record):
     )
 
 
-def test_64_greedy_tokens_equal_transformers(peer, batch, full, record):
+def test_greedy_tokens_equal_transformers(peer, batch, full, record):
     for n, (prompt, prompt_ids, ids) in enumerate(zip(PROMPTS, batch.prompt_ids, batch.ids)):
         best = forced(peer, prompt_ids, ids).argmax(-1)
-        assert best.shape == (64,) and torch.equal(ids, best), prompt
+        assert len(ids) == (64 if full else 24) and torch.equal(ids, best), prompt
         if full or n == 0:  # and what its own `generate` says
             out = peer.generate(
                 prompt_ids[None],
                 attention_mask=torch.ones(1, len(prompt_ids)),
-                max_new_tokens=64,
+                max_new_tokens=len(ids),
                 do_sample=False,
             )
             assert torch.equal(out[0, len(prompt_ids) :], ids), prompt
-    record("smollm: prompts with 64 greedy tokens equal to transformers", len(batch))
+    record("smollm: prompts with greedy tokens equal to transformers", len(batch))
 
 
 # Attention

@@ -40,6 +40,7 @@ def call(capsys):
     "Call the command in this process: status, output, errors."
 
     def call(*words):
+        capsys.readouterr()  # what was written before, such as a progress bar of the package
         status = main([str(word) for word in words])
         out, error = capsys.readouterr()
         return status, out, NOTICES.sub("", error)

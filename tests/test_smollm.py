@@ -224,7 +224,7 @@ def test_a_batch_gives_each_row_its_own_tokens(model, batch, full, record):
             top = logits[at].topk(2).values
             differ.append((prompt, at, (top[0] - top[1]).item()))
         if full or n < 2:  # and decoded alone, with a cache
-            single = generate(model, prompt, max_new_tokens=64, ignore_eos=True)
+            single = generate(model, prompt, max_new_tokens=len(ids), ignore_eos=True)
             assert torch.equal(single.ids, ids), prompt
     record("smollm: rows of a batch of 10 that differ from the row alone, with the margin", differ)
     assert not differ, f"(prompt, position, margin in nats): {differ}"

@@ -52,11 +52,14 @@ LONG = [
     "06_greedy",
     "14_sampler",
     "17_entropix",
+    "C_one_prompt",
     "15_fused",
+    "08_noise",
+    "22_shell",
+    "21_four_bits",
     "05_exhaustive",
     "03_transformer",
-    "01_loop",
-    "B_benchmarks",
+    "11_topp",
 ]
 # What a warm process has loaded: the libraries, and nothing of the book.
 LIBRARIES = [
