@@ -28,6 +28,7 @@ huggingface  models of transformers in this loop: HuggingFace, SamplerLogitsProc
 four_bits    the real model at the bits of its file
 shell        the command decoding-book
 scale        files of prompts, on several workers: decode_file
+distinct     texts that differ, and one chosen of them: stochastic_beam_search, diverse_beam_search, gumbel_top_k
 checks       what refuses bad input by name
 checkpoints  trained weights, kept and found again
 gguf_file    weights as GGUF files hold them
@@ -95,6 +96,12 @@ if TYPE_CHECKING:
     from .huggingface import KeyedLogitsProcessor as KeyedLogitsProcessor
     from .huggingface import RequestLogitsProcessor as RequestLogitsProcessor
     from .scale import decode_file as decode_file
+    from .distinct import stochastic_beam_search as stochastic_beam_search
+    from .distinct import diverse_beam_search as diverse_beam_search
+    from .distinct import gumbel_top_k as gumbel_top_k
+    from .distinct import inclusion_probabilities as inclusion_probabilities
+    from .distinct import majority as majority
+    from .distinct import least_risk as least_risk
     from .show import tokens_html as tokens_html
     from .trees import tree_html as tree_html
     from .trees import beam_html as beam_html
@@ -151,6 +158,12 @@ _HOMES = {
     "KeyedLogitsProcessor": "huggingface",
     "RequestLogitsProcessor": "huggingface",
     "decode_file": "scale",
+    "stochastic_beam_search": "distinct",
+    "diverse_beam_search": "distinct",
+    "gumbel_top_k": "distinct",
+    "inclusion_probabilities": "distinct",
+    "majority": "distinct",
+    "least_risk": "distinct",
     "tokens_html": "show",
     "tree_html": "trees",
     "beam_html": "trees",

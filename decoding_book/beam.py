@@ -59,6 +59,10 @@ class Beam:
         "The stop strings in the text of new ids."
         return tuple(s for s in self.stops if s in self.text(ids))
 
+    def rank(self, logits):
+        "What the tokens of the running paths (R, V) are ranked by: the model's rows."
+        return logits
+
     def best_hope(self, longest):
         "The highest score that a running path could still reach if it had `longest` tokens."
         return self.score(max(path.total for path in self.running), longest)
@@ -172,7 +176,7 @@ def step_beams(
     for beam in beams:
         size = len(beam.running)
         many = max(2, 1 + len(ends)) * beam.width
-        over = rule(beam, continuations(beam, logits[at:at + size], many, ends))
+        over = rule(beam, continuations(beam, beam.rank(logits[at:at + size]), many, ends))
         beam.rows += size
         if not over:
             beam.running = in_place(beam.running)

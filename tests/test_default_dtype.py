@@ -8,6 +8,12 @@ from helpers.pretend_mps import NAME, OnMPS, PretendMPS
 
 from decoding_book.beam import beam_search
 from decoding_book.checks import check_logits, float64_home, in_float64, per_row
+from decoding_book.distinct import (
+    diverse_beam_search,
+    gumbel_top_k,
+    inclusion_probabilities,
+    stochastic_beam_search,
+)
 from decoding_book.entropix import EntropySampler
 from decoding_book.entropy import attention_measures, entropy, varentropy
 from decoding_book.exhaustive import best_first_search, exhaustive_search
@@ -89,6 +95,7 @@ FILTERS = [
     lambda z: entropy(z),
     lambda z: varentropy(z),
     lambda z: gumbel_max(z, Key(3)),
+    lambda z: gumbel_top_k(z, [1, 4, 2], Key(3)),
     lambda z: check_logits(z),
 ]
 DRAWS = [
@@ -120,6 +127,11 @@ CALLS = {
     "attention": lambda: tuple(vars(attention_measures(LOGITS[None])).values()),
     "greedy": lambda: searched([greedy_search(six_words(), "I", 4)]),
     "beam": lambda: searched(beam_search(six_words(), "I", 3, 4, n_best=3)),
+    "different texts": lambda: searched(
+        stochastic_beam_search(six_words(), "I", 3, 4, process=Sampler(0.8, top_p=0.9))
+    ),
+    "inclusion": lambda: inclusion_probabilities([0.5, 0.3, 0.2], 2),
+    "groups": lambda: searched(diverse_beam_search(six_words(), "I", 4, 2, 4)),
     "exhaustive": lambda: searched(exhaustive_search(six_words(), "I", 3)),
     "best first": lambda: searched(best_first_search(six_words(), "I", 3)),
     "score": lambda: score(six_words(), ["I like", "cold"]),
@@ -261,10 +273,12 @@ def test_a_draw_on_a_device_without_float64():
         lambda m: generate(m, ["I like", "cold"], max_new_tokens=4).ids,
         lambda m: searched([greedy_search(m, "I", 4)]),
         lambda m: searched(beam_search(m, "I", 3, 4, n_best=3)),
+        lambda m: searched(stochastic_beam_search(m, ["I", "I like"], 3, 3)[1]),
+        lambda m: searched(diverse_beam_search(m, "I", 4, 2, 4)),
         lambda m: searched(exhaustive_search(m, "I", 3)),
         lambda m: searched(best_first_search(m, "I", 3)),
     ],
-    ids=["score", "generate", "greedy", "beam", "exhaustive", "best first"],
+    ids=["score", "generate", "greedy", "beam", "distinct", "groups", "exhaustive", "best first"],
 )
 def test_searches_and_scores_on_a_device_without_float64(f):
     want = f(Here(six_words()))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from decoding_book.beam import beam_search
+from decoding_book.distinct import diverse_beam_search, stochastic_beam_search
 from decoding_book.entropix import BranchView, EntropixConfig, EntropySampler
 from decoding_book.entropy import follow
 from decoding_book.exhaustive import best_first_search, exhaustive_search
@@ -105,6 +106,9 @@ RESULTS = {
     "beam batch": lambda: beam_search(BOOK, ["I", "cold"], 2, 3, length_penalty=1),
     "beam as huggingface": lambda: beam_search(BOOK, "", 2, 5, dialect="huggingface", n_best=2),
     "one of a beam": lambda: beam_search(BOOK, "", 3, 5)[0],
+    "different texts": lambda: stochastic_beam_search(BOOK, "", 3, 4, seed=1),
+    "different texts, batch": lambda: stochastic_beam_search(BOOK, ["I", "cold"], 2, 3, stop="I"),
+    "beams in groups": lambda: diverse_beam_search(BOOK, "", 4, 2, 4),
     "branches": lambda: BranchView(generate(BOOK, ["I", "water"], unsure)),
     "step": lambda: list(stream(BOOK, ["I", "cold coffee I"], Sampler(seed=3)))[1],
     "trace": lambda: Sampler(top_k=2).trace(torch.randn(6), words=WORLD.words),

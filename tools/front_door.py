@@ -59,6 +59,12 @@ MAP = [
     ("four_bits", "the real model at the bits of its file", ""),
     ("shell", "the command decoding-book", ""),
     ("scale", "files of prompts, on several workers", "decode_file"),
+    (
+        "distinct",
+        "texts that differ, and one chosen of them",
+        "stochastic_beam_search diverse_beam_search gumbel_top_k inclusion_probabilities majority "
+        "least_risk",
+    ),
     ("checks", "what refuses bad input by name", ""),
     ("checkpoints", "trained weights, kept and found again", ""),
     ("gguf_file", "weights as GGUF files hold them", ""),
