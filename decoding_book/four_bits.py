@@ -8,7 +8,7 @@ __all__ = ['LANES', 'SUMS', 'EIGHT', 'count_one', 'counted', 'let_others_run', '
            'plain_four_bits', 'add_plain', 'add_rows', 'block_sums', 'rms_norm', 'turn_pairs', 'silu_times',
            'attend_one', 'instruction', 'meet', 'add_product', 'of_layer', 'look_around', 'attend_heads', 'look_within',
            'multiply_eight_bits', 'run_step', 'file_blocks', 'four_bits', 'stacked', 'unpack_four_bits', 'room',
-           'FourBits', 'EightBits', 'run_parts', 'check_cache', 'OnePosition', 'packed', 'layer_list']
+           'FourBits', 'EightBits', 'run_parts', 'check_cache', 'seen', 'OnePosition', 'packed', 'layer_list']
 
 # %% ../nbs/21_four_bits.ipynb #20a0f004
 import os
@@ -585,6 +585,13 @@ class _Prepared:
                     weights=np.empty((parts, N), np.float32),
                     inside=np.empty((parts, LANES), np.float32))
 
+# %% ../nbs/21_four_bits.ipynb #6bc7d891
+def seen(
+    real,    # (B, N) bool: keys that are no padding
+):           # the same as an array, but the newest place sees itself, whatever it is
+    "Which keys the newest place looks at: without any, there would be nothing to average."
+    return torch.cat([real[:, :-1], torch.ones_like(real[:, :1])], 1).numpy()
+
 # %% ../nbs/21_four_bits.ipynb #20a0f069
 class OnePosition(_Prepared):
     "The compiled step: one new position a row."
@@ -602,7 +609,7 @@ class OnePosition(_Prepared):
         desk = self.desk(B, N, layers if attention else 1)
         desk.x[:, :self.sizes.width] = self.embedding[ids[:, 0]].numpy()
         turn = torch.view_as_real(turns).flatten(0, -3).expand(B, -1, -1).contiguous().numpy()
-        past = Past(cache.keys.numpy(), cache.values.numpy(), real.contiguous().numpy(), turn)
+        past = Past(cache.keys.numpy(), cache.values.numpy(), seen(real), turn)
         counter = np.zeros(1, np.int64)
         def work(*part):
             run_step(self.layers, self.head, self.sizes, past, desk, Team(*part, counter))

@@ -116,6 +116,24 @@ def test_padding_is_not_seen(quick, model):
     assert raw.key_mask[:, :-2].equal(mask)
 
 
+def test_a_row_of_padding_only_is_a_number_and_spoils_nothing(quick, model):
+    "Position by position from the first column, where short rows have nothing but padding yet."
+    rows = [ids_of(model, p)[0] for p in PROMPTS[:3]]
+    ids, mask = left_pad([*rows, torch.arange(9, 40)])
+    assert not mask[:, :3].all()
+    cache, like = (m.new_cache(*ids.shape) for m in (quick, model))
+    for t in range(ids.shape[1]):
+        got, want = (
+            m(ids[:, t : t + 1], mask[:, t : t + 1], cache=c, last_only=False, attention=True)
+            for m, c in ((quick, cache), (model, like))
+        )
+        assert got.logits.isfinite().all() and got.attention.isfinite().all()
+        assert got.key_mask.equal(mask[:, : t + 1])
+    torch.testing.assert_close(got.logits, want.logits, atol=TOLERANCE, rtol=0)
+    for one, other in zip(score(quick, rows, chunk=1), score(model, rows)):
+        torch.testing.assert_close(one, other, atol=TOLERANCE, rtol=0, equal_nan=True)
+
+
 def test_a_row_has_the_same_bits_among_four_and_with_any_threads(quick, model, threads):
     rows = torch.stack([ids_of(model, p)[0, :3] for p in PROMPTS if len(ids_of(model, p)[0]) > 2])[
         :4
