@@ -42,7 +42,8 @@ book: $(READY) ## run every notebook from a clean kernel (in build/) and build t
 pages: $(READY) ## test the site that `make book` built, in a browser where there is one
 	@$(BIN)/python -m pytest -q -rs -n $(JOBS) --dist worksteal -m pages --site _site tests $(ARGS)
 
-test: $(READY) notebooks ## run the notebooks' own checks, then the tests
+test: $(READY) ## run the tests, and the notebooks that differ from the last commit
+	@$(BIN)/python tools/execute.py --copy build/test --jobs $(JOBS) --warm --changed
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests $(ARGS)
 
 notebooks: $(READY) ## run the notebooks' own checks only, results thrown away

@@ -1,7 +1,9 @@
 """A reader runs a cell again: every cell of every notebook runs twice in a row."""
 
+import subprocess
 from pathlib import Path
 
+import execute
 import nbformat
 import pytest
 from execute import ThisPython, kernel_environment
@@ -54,3 +56,20 @@ def test_a_cell_that_runs_only_once_is_found(tmp_path):
     path = tmp_path / "once.ipynb"
     nbformat.write(nb, path)
     assert each_cell_twice(path, tmp_path) == ["cell 2, run 2: IndexError: pop from empty list"]
+
+
+def test_the_notebooks_that_differ_from_the_last_commit(tmp_path, monkeypatch):
+    "What `make test` runs: changed, and new; outside a repository all."
+    monkeypatch.setattr(execute, "ROOT", tmp_path)
+    (tmp_path / "nbs").mkdir()
+    for name in ("kept", "changed", "removed"):
+        nbformat.write(nbformat.v4.new_notebook(), tmp_path / f"nbs/{name}.ipynb")
+    assert execute.changed() == ["changed.ipynb", "kept.ipynb", "removed.ipynb"]
+    git = ["git", "-C", tmp_path, "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *command], check=True)
+    assert execute.changed() == []
+    (tmp_path / "nbs/changed.ipynb").write_text("{}")
+    (tmp_path / "nbs/removed.ipynb").unlink()
+    (tmp_path / "nbs/new.ipynb").write_text("{}")
+    assert execute.changed() == ["changed.ipynb", "new.ipynb"]

@@ -3,6 +3,7 @@
     python tools/execute.py                      run nbs/*.ipynb and save the outputs in place
     python tools/execute.py --copy build/book    copy the project, export and run there
     python tools/execute.py --warm               fork the kernels from one warm process (Linux)
+    python tools/execute.py --changed            those that differ from the last commit
 
 A kernel loads torch, matplotlib and ipykernel in 2.3 seconds of a processor's time, for 25
 notebooks a minute of `make test`: that is what --warm saves. nbclient does the rest, and
@@ -353,6 +354,23 @@ def asked_for(
     return paths
 
 
+def changed():
+    "Names of the notebooks that differ from the last commit; outside a repository, of all."
+    git = ["git", "-C", str(ROOT)]
+    known = subprocess.run(
+        [*git, "diff", "--name-only", "--relative", "HEAD", "--", "nbs"],
+        capture_output=True,
+        text=True,
+    )
+    new = subprocess.run(
+        [*git, "ls-files", "--others", "--exclude-standard", "nbs"], capture_output=True, text=True
+    )
+    if known.returncode or new.returncode:
+        return [p.name for p in asked_for(ROOT / "nbs", [])]
+    names = [Path(line) for line in (known.stdout + new.stdout).splitlines()]
+    return sorted(p.name for p in names if p.suffix == ".ipynb" and (ROOT / p).is_file())
+
+
 def main():
     "Read the command line, run, report."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -363,8 +381,16 @@ def main():
     parser.add_argument(
         "--warm", action="store_true", help="fork the kernels from one warm process"
     )
+    parser.add_argument(
+        "--changed", action="store_true", help="those that differ from the last commit"
+    )
     args = parser.parse_args()
     project = ROOT
+    if args.changed:
+        args.names = changed()
+        if not args.names:
+            compile_loops(ROOT)
+            return print("No notebook differs from the last commit")
     if args.copy:
         project = copy_project(args.copy)
         export(project)
