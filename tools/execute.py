@@ -371,6 +371,21 @@ def changed():
     return sorted(p.name for p in names if p.suffix == ".ipynb" and (ROOT / p).is_file())
 
 
+def prepared(
+    copy,  # A folder to copy the project to; none: run here
+):
+    "The project to run notebooks in, its loops compiled."
+    if not copy:
+        compile_loops(ROOT)
+        return ROOT
+    project = copy_project(copy)
+    export(project)
+    share_loops(ROOT, project)
+    compile_loops(project)
+    share_loops(project, ROOT)
+    return project
+
+
 def main():
     "Read the command line, run, report."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -385,19 +400,12 @@ def main():
         "--changed", action="store_true", help="those that differ from the last commit"
     )
     args = parser.parse_args()
-    project = ROOT
     if args.changed:
         args.names = changed()
         if not args.names:
             compile_loops(ROOT)
             return print("No notebook differs from the last commit")
-    if args.copy:
-        project = copy_project(args.copy)
-        export(project)
-        share_loops(ROOT, project)
-    compile_loops(project)
-    if args.copy:
-        share_loops(project, ROOT)
+    project = prepared(args.copy)
     paths = asked_for(project / "nbs", args.names)
     print(f"Running {len(paths)} notebooks, {args.jobs} at a time", flush=True)
     start = time.perf_counter()
