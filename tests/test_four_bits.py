@@ -12,6 +12,7 @@ import torch
 from helpers.gguf_files import gguf, packed
 from helpers.texts import PROMPTS, TOLERANCE, ids_of
 
+from benchmarks.prefix import measure
 from decoding_book import four_bits
 from decoding_book.beam import beam_search
 from decoding_book.four_bits import FourBits, Matrix
@@ -331,3 +332,13 @@ def test_a_kept_prompt_gives_the_logits_to_rounding_and_the_tokens(form, request
     want = generate(mine, questions, max_new_tokens=8, ignore_eos=True)
     got = generate(mine, questions, max_new_tokens=8, ignore_eos=True, cache=kept)
     assert [a.tolist() for a in got.ids] == [a.tolist() for a in want.ids]
+
+
+def test_a_kept_prompt_of_500_tokens_brings_the_first_token_five_times_sooner(full, record):
+    for form in ("q4", "float32") if full else ("q4",):
+        found = measure(form, 500, 3 if full else 1)
+        assert found["prefix"] == found["held"] == 500
+        assert found["times shorter"] >= 5, found
+        assert found["16 tokens equal"] and found["largest logit difference"] < 2e-3
+        assert found["largest log-probability difference"] < 2e-3
+        record(f"a kept prompt of 500 tokens, {form}: times sooner", found["times shorter"])
