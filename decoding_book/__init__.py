@@ -29,6 +29,8 @@ four_bits    the real model at the bits of its file
 shell        the command decoding-book
 scale        files of prompts, on several workers: decode_file
 distinct     texts that differ, and one chosen of them: stochastic_beam_search, diverse_beam_search, gumbel_top_k
+signature    whether a text was drawn with a key: signature, Signature, ContextSampler
+contrastive  a row led away from another: guide, contrast, guided
 checks       what refuses bad input by name
 checkpoints  trained weights, kept and found again
 gguf_file    weights as GGUF files hold them
@@ -102,6 +104,14 @@ if TYPE_CHECKING:
     from .distinct import inclusion_probabilities as inclusion_probabilities
     from .distinct import majority as majority
     from .distinct import least_risk as least_risk
+    from .signature import signature as signature
+    from .signature import Signature as Signature
+    from .signature import ContextSampler as ContextSampler
+    from .contrastive import guide as guide
+    from .contrastive import contrast as contrast
+    from .contrastive import guided as guided
+    from .contrastive import Contrasted as Contrasted
+    from .contrastive import Prompted as Prompted
     from .show import tokens_html as tokens_html
     from .trees import tree_html as tree_html
     from .trees import beam_html as beam_html
@@ -164,6 +174,14 @@ _HOMES = {
     "inclusion_probabilities": "distinct",
     "majority": "distinct",
     "least_risk": "distinct",
+    "signature": "signature",
+    "Signature": "signature",
+    "ContextSampler": "signature",
+    "guide": "contrastive",
+    "contrast": "contrastive",
+    "guided": "contrastive",
+    "Contrasted": "contrastive",
+    "Prompted": "contrastive",
     "tokens_html": "show",
     "tree_html": "trees",
     "beam_html": "trees",
@@ -185,7 +203,7 @@ def __dir__():
 
 
 class _NamedAsItsFunction(ModuleType):
-    "`temperature`, `entropy` and `greedy` name a module and its function: it can be called."
+    "`temperature`, `entropy`, `greedy` and `signature` name a module and its function."
 
     @property
     def __wrapped__(self):

@@ -12,6 +12,7 @@ from decoding_book.entropix import EntropixConfig, EntropySampler, PublishedConf
 from decoding_book.loop import Draw, Prediction, generate, greedy, stream
 from decoding_book.noise import Key, gumbel_max
 from decoding_book.sampler import Sampler
+from decoding_book.signature import ContextSampler
 from decoding_book.toy import TableModel
 
 V, WORDS = 6, ["cold", "coffee", "I", "like", "water", "tea"]
@@ -90,6 +91,7 @@ CHOOSERS = {
     "policy, a text now and then": policy(
         EntropixConfig(**MIXED), clarify="I like tea", rows=0, seed=2
     ),
+    "sampler by the last tokens": ContextSampler(0.8, top_k=4, seed=3, last=2),
     "mirostat": Mirostat(),
     "alternate": Alternate(),
 }

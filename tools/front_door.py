@@ -65,6 +65,8 @@ MAP = [
         "stochastic_beam_search diverse_beam_search gumbel_top_k inclusion_probabilities majority "
         "least_risk",
     ),
+    ("signature", "whether a text was drawn with a key", "signature Signature ContextSampler"),
+    ("contrastive", "a row led away from another", "guide contrast guided Contrasted Prompted"),
     ("checks", "what refuses bad input by name", ""),
     ("checkpoints", "trained weights, kept and found again", ""),
     ("gguf_file", "weights as GGUF files hold them", ""),
@@ -114,7 +116,7 @@ def __dir__():
 
 
 class _NamedAsItsFunction(ModuleType):
-    "`temperature`, `entropy` and `greedy` name a module and its function: it can be called."
+    "`temperature`, `entropy`, `greedy` and `signature` name a module and its function."
 
     @property
     def __wrapped__(self):
