@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['gumbel_top_k', 'node_seeds', 'children_scores', 'Race', 'start_race', 'race_scores', 'next_race', 'race_context',
            'race_logits', 'stop_race', 'run_race', 'DistinctTexts', 'race_key', 'race_texts', 'stochastic_beam_search',
-           'few_of', 'inclusion_probabilities', 'Group', 'groups_for', 'diverse_beam_search', 'vote_weights',
-           'majority', 'least_risk']
+           'few_of', 'inclusion_probabilities', 'Group', 'groups_for', 'of_prompts', 'diverse_beam_search',
+           'vote_weights', 'majority', 'least_risk']
 
 # %% ../nbs/26_distinct.ipynb #a4fce757
 import math
@@ -344,6 +344,15 @@ def groups_for(model, asked, width, groups, early_stopping, dialect, charge, alp
         found.append(own)
     return found
 
+def of_prompts(change, groups):
+    "A process for the rows of all groups that is told the numbers of their prompts."
+    def changed(z, context):
+        new = replace(context, row=context.row // groups)
+        if (context.lengths > context.prompt_lengths).any(): return change(z, new)
+        first = {f: getattr(new, f)[::groups] for f in ("ids", "mask", "prompt_lengths", "row")}
+        return change(z[::groups], replace(new, **first)).repeat_interleave(groups, 0)
+    return changed
+
 # %% ../nbs/26_distinct.ipynb #49e62ba1
 def diverse_beam_search(
     model: LanguageModel,
@@ -361,8 +370,8 @@ def diverse_beam_search(
     rules = early_stopping, dialect, diversity_penalty, length_penalty
     searches = groups_for(model, asked, width, groups, *rules)
     change = checked_process(process, dialect)
-    def own_rows(z, context): return change(z, replace(context, row=context.row // groups))
-    run_beams(model, sum(searches, []), asked.ends, BEAM_RULES[dialect], change and own_rows, cache)
+    change = change and of_prompts(change, groups)
+    run_beams(model, sum(searches, []), asked.ends, BEAM_RULES[dialect], change, cache)
     found = [Hypotheses([g.uncharged(h) for g in of for h in beam_result(model, g)],
                         sum(g.rows for g in of), math.inf, False) for of in searches]
     return found[0] if asked.single else Batch(found)
