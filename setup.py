@@ -9,7 +9,8 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
-model, fast, scale = (cfg[f"{name}_requirements"].split() for name in ("model", "fast", "scale"))
+extras = ("model", "fast", "scale", "grammar")
+model, fast, scale, grammar = (cfg[f"{name}_requirements"].split() for name in extras)
 
 setup(
     name=cfg["lib_name"],
@@ -45,6 +46,7 @@ setup(
         "model": model,
         "fast": fast,
         "scale": scale,
+        "grammar": grammar,
         "dev": model + fast + cfg["dev_requirements"].split(),
     },
     entry_points={

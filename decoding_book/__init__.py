@@ -28,6 +28,7 @@ huggingface  models of transformers in this loop: HuggingFace, SamplerLogitsProc
 four_bits    the real model at the bits of its file
 shell        the command decoding-book
 scale        files of prompts, on several workers: decode_file
+constrained  text that fits a pattern or a schema, and its law: Pattern, Constrained, Adaptive
 distinct     texts that differ, and one chosen of them: stochastic_beam_search, diverse_beam_search, gumbel_top_k
 signature    whether a text was drawn with a key: signature, Signature, ContextSampler
 contrastive  a row led away from another: guide, contrast, guided
@@ -98,6 +99,12 @@ if TYPE_CHECKING:
     from .huggingface import KeyedLogitsProcessor as KeyedLogitsProcessor
     from .huggingface import RequestLogitsProcessor as RequestLogitsProcessor
     from .scale import decode_file as decode_file
+    from .constrained import Pattern as Pattern
+    from .constrained import Constrained as Constrained
+    from .constrained import Adaptive as Adaptive
+    from .constrained import json_pattern as json_pattern
+    from .constrained import Grammar as Grammar
+    from .constrained import fitting_law as fitting_law
     from .distinct import stochastic_beam_search as stochastic_beam_search
     from .distinct import diverse_beam_search as diverse_beam_search
     from .distinct import gumbel_top_k as gumbel_top_k
@@ -168,6 +175,12 @@ _HOMES = {
     "KeyedLogitsProcessor": "huggingface",
     "RequestLogitsProcessor": "huggingface",
     "decode_file": "scale",
+    "Pattern": "constrained",
+    "Constrained": "constrained",
+    "Adaptive": "constrained",
+    "json_pattern": "constrained",
+    "Grammar": "constrained",
+    "fitting_law": "constrained",
     "stochastic_beam_search": "distinct",
     "diverse_beam_search": "distinct",
     "gumbel_top_k": "distinct",

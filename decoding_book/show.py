@@ -7,8 +7,8 @@ __all__ = ['PALETTE', 'UNDERLINES', 'MARKS', 'SPOKEN', 'TEXT_CSS', 'CARD_CSS', '
            'surprisal', 'level', 'level_css', 'mark', 'token_name', 'html_text', 'token_face', 'spoken', 'percent',
            'bit_text', 'choices', 'popup', 'token_span', 'plain', 'check_logprob', 'check_lengths', 'tokens_html',
            'view', 'rows_html', 'figure_style', 'new_axes', 'bars', 'check_probabilities', 'number_format', 'draw_bars',
-           'heat', 'check_matrix', 'text_on', 'print_values', 'label_axes', 'in_words', 'stage_texts', 'trace_html',
-           'draw_stage', 'trace_figure']
+           'heat', 'check_matrix', 'text_on', 'print_values', 'label_axes', 'in_words', 'draw_moves', 'stage_texts',
+           'trace_html', 'draw_stage', 'trace_figure']
 
 # %% ../nbs/A_show.ipynb #6042b07f
 import math
@@ -468,6 +468,29 @@ def in_words(
     lines = "<br>".join(titles)
     return (f'<details style="font-size:.85em"><summary>The {len(titles)} marks in words</summary>'
             f'<p style="columns:15em;overflow-wrap:anywhere">{lines}</p></details>')
+
+# %% ../nbs/A_show.ipynb #6f1d0a12
+def draw_moves(
+    moves,      # {state: {sign: state}}, the states 0, 1, 2, ...
+    accepting,  # states in which a text fits, in green
+    ax=None,    # Axes to draw in; a new figure if None
+):              # the Axes
+    "An automaton: circles in a row, and an arrow for each move."
+    ax = ax or new_axes(.8 + .8 * len(moves), 1.7)
+    for a, sign, b in [(a, sign, b) for a, to in moves.items() for sign, b in to.items()]:
+        gap, rad = (.2 if b > a else -.2), (0 if b == a + 1 else -.45)
+        height, place = (.03, .16) if b == a + 1 else (.12, .4) if b > a else (-.12, -.5)
+        if a == b: gap, rad, height, place = -.14, 2, -.18, -.56
+        look = dict(arrowstyle="-|>", color="#444", connectionstyle=f"arc3,rad={rad}")
+        ax.annotate("", (b - gap, height), (a + gap, height), arrowprops=look)
+        ax.text((a + b) / 2, place, token_name(sign), ha="center", fontsize=9, parse_math=False)
+    for s in moves:
+        colour = PALETTE["green" if s in accepting else "sky"]
+        look = dict(boxstyle="circle,pad=.35", fc=colour, ec="#444")
+        ax.text(s, 0, s, ha="center", va="center", color=text_on(colour), bbox=look)
+    ax.set(xlim=(-.5, len(moves) - .5), ylim=(-.6, .6))
+    ax.axis("off")
+    return ax
 
 # %% ../nbs/A_show.ipynb #ed0b3f1c
 def stage_texts(

@@ -36,6 +36,7 @@ LAZY = EAGER | {
     "tqdm",
     "triton",
     "gguf",
+    "llguidance",
 }
 HEAVY = {
     "torch",

@@ -19,6 +19,7 @@ from decoding_book.show import (
     STYLE,
     UNDERLINES,
     bars,
+    draw_moves,
     figure_style,
     heat,
     in_words,
@@ -442,6 +443,17 @@ def test_heat_sizes_and_own_axes():
 def test_heat_bad_input(args, says):
     with pytest.raises(ValueError, match=says):
         heat(*args)
+
+
+def test_moves_of_an_automaton():
+    ax = draw_moves({0: {" ": 1, "$x$": 2}, 1: {"a": 1}, 2: {"b": 0}}, {2})
+    arrows = [text for text in ax.texts if text.get_text() == ""]
+    names = [text for text in ax.texts if text.get_text()]
+    assert [text.get_text() for text in names] == ["·", "$x$", "a", "b", "0", "1", "2"]
+    assert [arrow.xy[0] > arrow.xyann[0] for arrow in arrows] == [True, True, True, False]
+    assert names[1].get_position()[1] > names[0].get_position()[1] > 0 > names[3].get_position()[1]
+    colours = [text.get_bbox_patch().get_facecolor() for text in names[-3:]]
+    assert colours[0] == colours[1] != colours[2]
 
 
 def test_figure_style_restores_what_it_changed():

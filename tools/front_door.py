@@ -60,6 +60,11 @@ MAP = [
     ("shell", "the command decoding-book", ""),
     ("scale", "files of prompts, on several workers", "decode_file"),
     (
+        "constrained",
+        "text that fits a pattern or a schema, and its law",
+        "Pattern Constrained Adaptive json_pattern Grammar fitting_law",
+    ),
+    (
         "distinct",
         "texts that differ, and one chosen of them",
         "stochastic_beam_search diverse_beam_search gumbel_top_k inclusion_probabilities majority "
