@@ -11,6 +11,7 @@ from pages import (
     is_table,
     plain_math,
     plural,
+    unbroken,
     with_terms,
 )
 
@@ -28,6 +29,21 @@ from pages import (
 )
 def test_mathematics_is_said_in_words_and_signs(tex, plain):
     assert plain_math(tex) == plain
+
+
+def test_no_line_ends_inside_a_number_or_before_a_comma():
+    page = (
+        "<main><p>All 49 152 of <code>49 152</code>, 52 % in 2 steps of 1 0000: "
+        r'<span class="math inline">\(-\infty\)</span>, so</p></main><p>49 152</p>'
+    )
+    assert unbroken(page) == (
+        "<main><p>All 49\xa0152 of <code>49 152</code>, 52\xa0% in 2 steps of 1 0000: "
+        r'<span class="unbroken"><span class="math inline">\(-\infty\)</span>,</span> so'
+        "</p></main><p>49 152</p>"
+    )
+    long = rf'<main><p><span class="math inline">\({"x + " * 9} y\)</span>.</p></main>'
+    assert unbroken(long) == long
+    assert unbroken("<p>49 152</p>") == "<p>49 152</p>"
 
 
 def test_columns_are_told_from_text():

@@ -27,6 +27,11 @@ APART = re.compile(  # parts that are no running text
     r'|id="references"'
 )
 WITHOUT_TERMS = {"glossary.html", "references.html"}
+NUMBER = re.compile(r"(?<=\d) (?=\d{3}(?!\d)|%)")  # as this book writes them: 49 152, 52 %
+FORMULA = re.compile(  # in running text, with what must not start a line after it
+    r'(<span class="math inline">\\\(([^<]*)\\\)</span>)([,.;:?!)]+)'
+)
+SHORT = 20  # signs of a formula that fits on any line
 EMPTY = {"br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
 FOLD = Path(__file__).with_name("fold.js")
 PLACE = 'class="knob-board"'  # a page with it gets the knob board's scripts
@@ -194,6 +199,24 @@ def with_terms(
     return page[:start] + "".join(pieces) + page[end:]
 
 
+def unbroken(
+    page,  # HTML of a rendered page
+):
+    "The page with no line's end inside a number, or between a short formula and its comma."
+    start, end = page.find("<main"), page.find("</main>")
+    pieces = PIECE.split(page[start:end])
+    for n in prose_of(pieces):
+        pieces[n] = NUMBER.sub("\N{NO-BREAK SPACE}", pieces[n])
+
+    def keep(match):
+        if len(plain_math(unescape(match[2]))) > SHORT:
+            return match[0]
+        return f'<span class="unbroken">{match[0]}</span>'
+
+    main = FORMULA.sub(keep, "".join(pieces))
+    return page[:start] + main + page[end:] if 0 <= start < end else page
+
+
 def end_of_section(
     page,  # HTML
     start,  # Where its first tag ends
@@ -277,7 +300,7 @@ def improve(
     for path in sorted(site.rglob("*.html")):
         up = "../" * (len(path.relative_to(site).parts) - 1)
         pages[path.relative_to(site).as_posix()] = page = path.read_text(encoding="utf-8")
-        page = with_terms(page, words, path.relative_to(site).as_posix(), up)
+        page = with_terms(unbroken(page), words, path.relative_to(site).as_posix(), up)
         path.write_text(for_everyone(page, up), encoding="utf-8")
     index = site / "search.json"
     if index.is_file():
