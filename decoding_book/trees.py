@@ -387,9 +387,9 @@ def beam_panel(kept, cut, before, prompt, follow, decode):
     going = [name(p) for p in before if not p.finished]
     ended = [name(p) for p in before if p.finished and p in kept + cut]
     asked = f'After "{in_line(prompt)}"' if prompt else "At the start"
-    first = f"{asked} the model scores every token. The best:"
+    first = f"{asked} the model scores every token. These are the best."
     if before:
-        first = f"Continued with every token: {listed(going)}. The best:"
+        first = f"Continued with every token: {listed(going)}. These are the best."
         if ended: first = f"Ended, and competing as before: {listed(ended)}. {first}"
     many = "The best one stays." if len(kept) == 1 else f"The {len(kept)} best stay."
     return Panel("", "", lines, [first, many], (1, 1, 2))
