@@ -59,6 +59,22 @@ def shown(source):
 MARKED = [p for p in NOTEBOOKS if first_depth(p) is not None]
 
 
+def test_chapters_have_two_depths_and_the_appendix_one():
+    "What is looked up has no mark: the notation, the index, and what has a letter for a number."
+    chapters = {p.stem for p in NOTEBOOKS if re.match(r"\d\d_", p.stem)} - {"00_notation"}
+    assert {p.stem for p in MARKED} == chapters
+
+
+def test_numbers_in_prose_have_one_format():
+    "49 152 and 52 %, not 49,152 and 52%."
+    apart = re.compile(r"`[^`]*`|<[^>]*>|\]\([^)]*\)")
+    for path in NOTEBOOKS:
+        for kind, source in read(path):
+            if kind == "markdown":
+                prose = apart.sub("", SET_APART.sub("", source)).split("## References")[0]
+                assert not re.search(r"\b\d{1,3},\d{3}\b|\d%", prose), (path.stem, prose)
+
+
 @pytest.mark.parametrize("path", MARKED, ids=lambda p: p.stem)
 def test_the_idea_is_short(path):
     idea = without_solutions(first_depth(path))
