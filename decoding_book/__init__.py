@@ -17,8 +17,9 @@ noise        random numbers that can be found again: Key, gumbel_max, inverse_cd
 temperature  sharper or flatter: temperature
 topk         a fixed number of candidates: top_k
 topp         as many candidates as the mass asks for: top_p, top_p_mask, min_p
+cuts         other rules for what may be drawn: typical_p, epsilon_cutoff, eta_cutoff
 penalties    scores changed by what is said: repetition_penalty, frequency_penalty, presence_penalty
-sampler      filters in order, the exact law, one draw: Sampler, draw
+sampler      filters in order, the exact law, one draw: Sampler, Mirostat, draw
 fused        the same token, many times faster: fused_sample
 entropy      how unsure a model is, and how: entropy, varentropy, attention_measures
 entropix     a sampler chosen by that doubt: EntropySampler, EntropixConfig
@@ -79,14 +80,23 @@ if TYPE_CHECKING:
     from .topp import top_p as top_p
     from .topp import top_p_mask as top_p_mask
     from .topp import min_p as min_p
+    from .cuts import typical_p as typical_p
+    from .cuts import epsilon_cutoff as epsilon_cutoff
+    from .cuts import eta_cutoff as eta_cutoff
+    from .cuts import top_n_sigma as top_n_sigma
+    from .cuts import tail_free as tail_free
+    from .cuts import xtc as xtc
+    from .cuts import dynamic_temperature as dynamic_temperature
     from .penalties import repetition_penalty as repetition_penalty
     from .penalties import frequency_penalty as frequency_penalty
     from .penalties import presence_penalty as presence_penalty
     from .penalties import no_repeat_ngram as no_repeat_ngram
+    from .penalties import dry as dry
     from .penalties import logit_bias as logit_bias
     from .penalties import sequence_bias as sequence_bias
     from .penalties import spellings as spellings
     from .sampler import Sampler as Sampler
+    from .sampler import Mirostat as Mirostat
     from .sampler import draw as draw
     from .fused import fused_sample as fused_sample
     from .entropy import entropy as entropy
@@ -155,14 +165,23 @@ _HOMES = {
     "top_p": "topp",
     "top_p_mask": "topp",
     "min_p": "topp",
+    "typical_p": "cuts",
+    "epsilon_cutoff": "cuts",
+    "eta_cutoff": "cuts",
+    "top_n_sigma": "cuts",
+    "tail_free": "cuts",
+    "xtc": "cuts",
+    "dynamic_temperature": "cuts",
     "repetition_penalty": "penalties",
     "frequency_penalty": "penalties",
     "presence_penalty": "penalties",
     "no_repeat_ngram": "penalties",
+    "dry": "penalties",
     "logit_bias": "penalties",
     "sequence_bias": "penalties",
     "spellings": "penalties",
     "Sampler": "sampler",
+    "Mirostat": "sampler",
     "draw": "sampler",
     "fused_sample": "fused",
     "entropy": "entropy",

@@ -16,7 +16,7 @@ from .kernels import (MISSING, draw_kernel, finish_kernel, scan_kernel, triton,
                                    weigh_kernel)
 from .loop import Draw
 from .noise import Key, exact_log
-from .sampler import LIMITS, ORDER, draw_plain
+from .sampler import LIMITS, OFF, ORDER, draw_plain, extras
 from .topp import coins
 
 # %% ../nbs/19_cuda.ipynb #e81060f7
@@ -188,6 +188,9 @@ def draw_cuda(
         if getattr(params, name) not in (value, list(value) if name == "order" else value):
             raise ValueError(f"{name}: {getattr(params, name)!r}, and backend 'cuda' knows only "
                              f"{value!r}; use backend='plain'")
+    for name in extras(params):
+        raise ValueError(f"{name}: {getattr(params, name)!r}, and backend 'cuda' knows only "
+                         f"{OFF[name]!r}; use backend='plain'")
     if torch.is_tensor(logits) and (logits.dtype == torch.float64 or len(logits) == 0):
         return draw_plain(logits, params, key)              # the kernels are float32
     _ready(logits)

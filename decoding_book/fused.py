@@ -577,7 +577,7 @@ def draw_fused(
     "The fused form of `sampler.draw`."
     if not is_ours(params):
         raise ValueError(f"backend: 'fused' knows order={ORDER}, ties='exact', boundary='include' "
-                         "and joint=False only")
+                         "and joint=False only, without the cuts of chapter `cuts`")
     return draw_batch(logits, params, key, True)
 
 draw_fused.checks_rows = True              # so `draw` need not do it as well

@@ -11,7 +11,7 @@ import torch
 from decoding_book.entropix import EntropixConfig, EntropySampler, PublishedConfig
 from decoding_book.loop import Draw, Prediction, generate, greedy, stream
 from decoding_book.noise import Key, gumbel_max
-from decoding_book.sampler import Sampler
+from decoding_book.sampler import Mirostat, Sampler
 from decoding_book.signature import ContextSampler
 from decoding_book.toy import TableModel
 
@@ -29,7 +29,7 @@ def policy(config, **options):
     return EntropySampler(config, tokenizer=MODEL, attention=False, **options)
 
 
-class Mirostat:
+class Follow:
     """Draws among what surprises less than a limit, which follows the surprise: as long as the loop
     carries it along."""
 
@@ -92,7 +92,17 @@ CHOOSERS = {
         EntropixConfig(**MIXED), clarify="I like tea", rows=0, seed=2
     ),
     "sampler by the last tokens": ContextSampler(0.8, top_k=4, seed=3, last=2),
-    "mirostat": Mirostat(),
+    "sampler, cuts": Sampler(
+        1.2,
+        typical_p=0.9,
+        tail_free=0.99,
+        xtc_probability=0.5,
+        dynatemp_range=0.5,
+        rows=0,
+        dry_multiplier=0.5,
+    ),
+    "mirostat": Mirostat(2.0, 0.4, Sampler(0.9, rows=0, seed=6)),
+    "follow": Follow(),
     "alternate": Alternate(),
 }
 

@@ -8,6 +8,16 @@ from helpers.pretend_mps import NAME, OnMPS, PretendMPS
 
 from decoding_book.beam import beam_search
 from decoding_book.checks import check_logits, float64_home, in_float64, per_row
+from decoding_book.cuts import (
+    dynamic_temperature,
+    epsilon_cutoff,
+    eta_cutoff,
+    max_surprisal,
+    tail_free,
+    top_n_sigma,
+    typical_p,
+    xtc,
+)
 from decoding_book.distinct import (
     diverse_beam_search,
     gumbel_top_k,
@@ -22,6 +32,7 @@ from decoding_book.greedy import greedy_search
 from decoding_book.loop import Prediction, generate, score
 from decoding_book.noise import Key, gumbel, gumbel_max, inverse_cdf
 from decoding_book.penalties import (
+    dry,
     frequency_penalty,
     logit_bias,
     no_repeat_ngram,
@@ -92,6 +103,16 @@ FILTERS = [
     lambda z: presence_penalty(z, IDS, [0.1, 0.2, 0.3]),
     lambda z: no_repeat_ngram(z, IDS, 2),
     lambda z: logit_bias(z, {3: -1.1, 4: float("-inf")}),
+    lambda z: dry(z, IDS, 0.8, allowed=1, breakers=[2]),
+    lambda z: epsilon_cutoff(z, [0.01, 0.1, 0.5]),
+    lambda z: eta_cutoff(z, 0.1),
+    lambda z: typical_p(z, 0.6, "all"),
+    lambda z: top_n_sigma(z, 1.1),
+    lambda z: tail_free(z, 0.9),
+    lambda z: xtc(z, 0.02),
+    lambda z: dynamic_temperature(z, [0.5, 1, 2], 0.7, 2),
+    lambda z: max_surprisal(z, 3.3),
+    lambda z: Sampler(xtc_probability=[0.2, 0.5, 1], tail_free=0.95).distribution(z),
     lambda z: entropy(z),
     lambda z: varentropy(z),
     lambda z: gumbel_max(z, Key(3)),

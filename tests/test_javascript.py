@@ -223,7 +223,11 @@ def test_dialects_and_penalties(full, record, monkeypatch):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
-    named = {s: {JS_NAMES.get(k, k): v for k, v in d.items()} for s, d in DIALECTS.items()}
+    known = {  # of the filters, JavaScript has the four
+        s: d | {"order": [n for n in d["order"] if n in ORDER]} if "order" in d else d
+        for s, d in DIALECTS.items()
+    }
+    named = {s: {JS_NAMES.get(k, k): v for k, v in d.items()} for s, d in known.items()}
     assert found["dialects"] == json.loads(json.dumps(named))
     for (row, ids, n, system, knobs, key), js in zip(requests, found["out"]):
         what = (row, system, knobs)

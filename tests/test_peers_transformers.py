@@ -5,6 +5,7 @@ import torch
 from helpers.rows import history, kept, rows, tied
 from helpers.texts import AWKWARD, CONTROLS, PROMPTS, TOLERANCE, forced, ids_of
 
+from decoding_book.cuts import epsilon_cutoff, eta_cutoff, typical_p
 from decoding_book.entropix import EntropySampler
 from decoding_book.huggingface import HuggingFace, KeyedLogitsProcessor
 from decoding_book.loop import generate, left_pad
@@ -15,7 +16,7 @@ from decoding_book.penalties import (
     repetition_penalty,
     sequence_bias,
 )
-from decoding_book.sampler import Sampler
+from decoding_book.sampler import Sampler, truncate
 from decoding_book.temperature import temperature
 from decoding_book.topk import top_k
 
@@ -48,6 +49,58 @@ def test_temperature_and_top_k_agree_with_transformers(full, record):
         assert (
             z[kept(theirs) & ~kept(ours)] == edge.expand_as(z)[kept(theirs) & ~kept(ours)]
         ).all()
+
+
+def test_epsilon_eta_and_typical_agree_with_transformers(full, record):
+    from transformers.generation import logits_process as hf
+
+    n, differing, rng = (20_000 if full else 6000), 0, np.random.default_rng(2)
+    pairs = (
+        (epsilon_cutoff, hf.EpsilonLogitsWarper, lambda: 10 ** rng.uniform(-4, -0.2)),
+        (eta_cutoff, hf.EtaLogitsWarper, lambda: 10 ** rng.uniform(-4, -0.2)),
+        (typical_p, hf.TypicalLogitsWarper, lambda: rng.uniform(0.02, 0.99)),
+    )
+    z = rows(n, 40, 3) * torch.linspace(0.1, 1.5, n, dtype=torch.float64)[:, None]
+    z[::3] = z[::3].masked_fill(rows(len(z[::3]), 40, 4) > 3, -INF)
+    for part in z.split(100):
+        for ours, theirs, setting in pairs:
+            x = float(setting())
+            # their eta is a float32 number, whatever the logits are
+            x = x if ours is typical_p else float(np.float32(x))
+            differing += (kept(ours(part, x)) != kept(theirs(x)(None, part))).any(-1).sum().item()
+    record("cuts against transformers", dict(rows=n, differing=differing))
+    assert differing == 0
+    tie = tied(2000, 12)  # theirs keeps all that are as far from the entropy
+    for p in (0.1, 0.3, 0.7, 0.93):
+        theirs = kept(hf.TypicalLogitsWarper(p)(None, tie.double()))
+        both = kept(typical_p(tie.double(), p, ties="all"))
+        assert (theirs != both).any(-1).sum() <= 20  # sums at the line
+        assert not (kept(typical_p(tie.double(), p)) & ~both).any()
+
+
+def test_the_whole_chain_with_all_cuts_agrees_with_transformers():
+    "Temperature, top-k, top-p, min-p, typical, ε, η: transformers' own order."
+    from transformers.generation import logits_process as hf
+
+    rng, differing, z = np.random.default_rng(5), 0, rows(2000, 40, 6)
+    for part in z.split(20):
+        T, k, p, m, typ, e, eta = (
+            rng.uniform(0.5, 2), int(rng.integers(2, 40)), rng.uniform(0.5, 1),
+            rng.uniform(0, 0.1), rng.uniform(0.2, 0.99), *10 ** rng.uniform(-4, -1, 2),
+        )  # fmt: skip
+        theirs = part
+        for stage in (
+            hf.TemperatureLogitsWarper(T), hf.TopKLogitsWarper(k), hf.TopPLogitsWarper(p),
+            hf.MinPLogitsWarper(m), hf.TypicalLogitsWarper(typ), hf.EpsilonLogitsWarper(e),
+            hf.EtaLogitsWarper(eta),
+        ):  # fmt: skip
+            theirs = stage(None, theirs)
+        ours = Sampler.dialect(
+            "huggingface", temperature=T, top_k=k, top_p=p, min_p=m, typical_p=typ,
+            epsilon_cutoff=e, eta_cutoff=eta,
+        )  # fmt: skip
+        differing += (kept(truncate(part, ours)) != kept(theirs)).any(-1).sum().item()
+    assert differing == 0
 
 
 def test_chat_equals_transformers(model):

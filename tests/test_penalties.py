@@ -7,13 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import llama_filters
 from helpers.rows import history
 
 from decoding_book.loop import generate
 from decoding_book.penalties import (
+    DRY_BREAKERS,
     bias_vector,
+    check_history,
+    dry,
     frequency_penalty,
     logit_bias,
+    longest_repeats,
     min_length,
     no_repeat_ngram,
     presence_penalty,
@@ -21,6 +26,7 @@ from decoding_book.penalties import (
     sequence_bias,
     spellings,
     token_counts,
+    tokens_with,
 )
 from decoding_book.sampler import Sampler
 from decoding_book.toy import six_words
@@ -389,3 +395,84 @@ def test_words_have_spellings(model):
 def test_bad_sequences_are_refused(bias, error, what):
     with pytest.raises(error, match=what):
         sequence_bias(torch.zeros(2, 5), torch.zeros(2, 1).long(), bias)
+
+
+# Do not repeat yourself
+
+
+def repetitive(rng, B, N, V):
+    "Texts over few tokens, so that long repetitions happen, left-padded."
+    ids = torch.tensor(rng.integers(0, V, (B, N)))
+    for row in ids:
+        a, n = rng.integers(0, max(N, 1)), rng.integers(0, N // 2 + 1)
+        row[N - n :] = row[a : a + n].clone() if a + n <= N - n else row[N - n :]
+    real = torch.tensor(rng.integers(0, N + 1, B))
+    return ids, torch.arange(N) >= N - real[:, None]
+
+
+def test_dry_is_its_definition(full, record):
+    "Beside a plain loop: padding, breakers, windows, parameters by row."
+    rng, longest = np.random.default_rng(1), 0
+    for _ in range(2000 if full else 150):
+        V, N = int(rng.integers(2, 6)), int(rng.integers(0, 25))
+        ids, mask = repetitive(rng, 4, N, V)
+        z = torch.tensor(rng.normal(size=(4, V)))
+        m, b, a = rng.uniform(0, 2, 4), rng.uniform(1, 3, 4), rng.integers(0, 5, 4)
+        stops = rng.choice(V, int(rng.integers(0, 2)), replace=False).tolist()
+        found = dry(z, ids, m, b, a, stops, mask)
+        for i in range(4):
+            text = ids[i][mask[i]].tolist()
+            want = llama_filters.dry(z[i].tolist(), text, m[i], b[i], int(a[i]), stops)
+            torch.testing.assert_close(found[i], torch.tensor(want, dtype=torch.float64))
+            assert found[i].equal(dry(z[i], text, m[i], b[i], int(a[i]), stops))
+        longest = max(longest, longest_repeats(z, *check_history(ids, z, mask), stops).max().item())
+    assert longest > 5
+    record("penalties: longest repetition met by DRY", longest)
+
+
+def test_dry_has_a_largest_price():
+    "The penalty stays a float32 number, and the logit one of its type: nothing is banned."
+    text, z = [1, 2] * 400, torch.zeros(3)
+    for base, price in ((1.0, 0.5), (1.0000005, 0.5), (2.0, 0.5 * 2.0**127)):
+        paid = -dry(z, text, 0.5, base)[1].item()
+        assert paid == pytest.approx(price, rel=1e-3)
+    for dtype in (torch.float32, torch.float64):
+        out = dry(z.to(dtype) - 1, text, 1e39, 2.0)
+        assert out.isfinite().all() and out.dtype == dtype and out[0] == -1
+
+
+def test_dry_leaves_short_texts_and_removed_tokens_alone():
+    z = torch.tensor([0.0, -INF, 1.0])
+    for text in ([], [0], [0, 1], [2, 1, 0]):
+        assert dry(z, text, 1.0).equal(z)
+    assert dry(z, [0, 1, 0, 1, 0], 1.0)[1] == -INF
+    assert dry(z, [0, 1, 0, 1, 0], 0.0).equal(z)
+
+
+@pytest.mark.parametrize(
+    "options,error,text",
+    [
+        (dict(multiplier=-1), ValueError, r"multiplier \(dry_multiplier\): -1"),
+        (dict(base=0.9), ValueError, r"base \(dry_base\): 0.9"),
+        (dict(allowed=[1, 2.5]), ValueError, r"allowed \(dry_allowed_length\), row 1: 2.5"),
+        (dict(breakers=7), TypeError, r"breakers \(dry_breakers\): 7 is no list"),
+        (dict(breakers=[4]), ValueError, r"breakers \(dry_breakers\): id 4 is outside"),
+        (dict(breakers=["."]), TypeError, r"breakers \(dry_breakers\): '.'"),
+        (dict(ids=[[9, 0], [0, 1]]), ValueError, "ids: row 0: 9 is outside"),
+    ],
+)
+def test_dry_refuses(options, error, text):
+    given = dict(ids=[[0, 1], [1, 0]], multiplier=1.0) | options
+    with pytest.raises(error, match=text):
+        dry(torch.zeros(2, 4), **given)
+
+
+def test_breakers_are_the_tokens_that_hold_a_text(model):
+    found = tokens_with(model)
+    assert all(any(t in model.decode([id]) for t in DRY_BREAKERS) for id in found)
+    assert (
+        set(model.encode("\n")) | set(model.encode(":")) <= set(found) and 100 < len(found) < 5000
+    )
+    for bad in ("", ["a", 5]):
+        with pytest.raises(ValueError, match="texts: "):
+            tokens_with(model, bad)

@@ -8,24 +8,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import llama_filters
 from helpers.laws import chi_square
 from helpers.worlds import Deep
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from decoding_book.beam import beam_search
-from decoding_book.loop import Context, Prediction, generate, greedy
-from decoding_book.noise import Key, inverse_cdf
+from decoding_book.cuts import entropy_temperature, tail_free, top_n_sigma, typical_p, xtc_coin
+from decoding_book.loop import Context, Prediction, generate, greedy, stream
+from decoding_book.noise import Key, gumbel_max, inverse_cdf
 from decoding_book.sampler import (
     BACKENDS,
+    CUTS,
     DIALECTS,
+    OFF,
     ORDER,
+    Mirostat,
     Sampler,
     draw,
+    find_backend,
+    missing,
     penalize,
     stages,
     truncate,
 )
+from decoding_book.temperature import temperature
+from decoding_book.topk import top_k
+from decoding_book.topp import min_p
 from decoding_book.toy import TableModel, sequence_law, six_words
 
 INF = float("inf")
@@ -199,6 +209,16 @@ LAWS = {
     "presence": dict(presence_penalty=0.9),
     "ngram": dict(no_repeat_ngram=2),
     "bias": dict(logit_bias={0: -2.0, 3: -INF}),
+    "typical": dict(typical_p=0.7),
+    "epsilon": dict(epsilon_cutoff=0.05),
+    "eta": dict(eta_cutoff=0.2),
+    "sigma": dict(top_n_sigma=1.2),
+    "tail": dict(tail_free=0.9),
+    "xtc": dict(xtc_probability=0.4, xtc_threshold=0.08),
+    "dynamic": dict(temperature=0.9, dynatemp_range=0.6, dynatemp_exponent=1.5),
+    "dry": dict(dry_multiplier=0.8, dry_allowed_length=1),
+    "llama.cpp": dict(temperature=1.4, xtc_probability=0.6, top_n_sigma=2.0)
+    | DIALECTS["llama.cpp"],
     "chain": CHAIN | dict(repetition_penalty=1.3, frequency_penalty=0.2),
     "sglang": CHAIN | DIALECTS["sglang"],
 }
@@ -206,7 +226,7 @@ LAWS = {
 
 @pytest.mark.parametrize("name", LAWS)
 def test_chi_square(name, full, record):
-    total, batch = 1_000_000 if full or name == "chain" else 200_000, 50_000
+    total, batch = 1_000_000 if full or name == "chain" else 100_000, 50_000
     z = torch.randn(12, generator=torch.Generator().manual_seed(5)) * 1.5
     ids = torch.tensor([1, 4, 7, 4, 1])
     sampler = Sampler(**LAWS[name], seed=11)
@@ -1160,6 +1180,23 @@ def test_hostile_penalties(full):
         (dict(logit_bias={0: INF}), ValueError, "logit_bias: id 0: inf"),
         (dict(order=("temperature", "top_k", "top_p")), ValueError, "order: "),
         (dict(order="T"), ValueError, "order: 'T'"),
+        (dict(order=(*ORDER, "xtc")), ValueError, "order: "),
+        (dict(order=(*ORDER, "tail_free", "tail_free")), ValueError, "order: "),
+        (dict(typical_p=0), ValueError, r"typical_p: 0 is outside \(0, 1\]"),
+        (dict(epsilon_cutoff=[0.1, 2]), ValueError, "epsilon_cutoff, row 1: 2"),
+        (dict(eta_cutoff=-1), ValueError, "eta_cutoff: -1"),
+        (dict(top_n_sigma=-1), ValueError, "top_n_sigma: -1"),
+        (dict(tail_free=1.1), ValueError, "tail_free: 1.1"),
+        (dict(xtc_probability=1.1), ValueError, "xtc_probability: 1.1"),
+        (dict(xtc_threshold=0), ValueError, "xtc_threshold: 0"),
+        (dict(dynatemp_range=-0.1), ValueError, "dynatemp_range: -0.1"),
+        (dict(dynatemp_exponent="1"), TypeError, "dynatemp_exponent: '1'"),
+        (dict(dry_multiplier=-1), ValueError, "dry_multiplier: -1"),
+        (dict(dry_base=0.5), ValueError, "dry_base: 0.5"),
+        (dict(dry_allowed_length=1.5), ValueError, "dry_allowed_length: 1.5"),
+        (dict(dry_window=0), ValueError, "dry_window: 0"),
+        (dict(dry_breakers=5), TypeError, r"breakers \(dry_breakers\): 5"),
+        (dict(dry_breakers=[-1]), ValueError, r"breakers \(dry_breakers\): id -1"),
         (dict(ties="some"), ValueError, "ties: 'some'"),
         (dict(boundary=1), ValueError, "boundary: 1"),
         (dict(penalty_window=0), ValueError, r"penalty_window: 0 is outside \[1, inf\)"),
@@ -1207,3 +1244,197 @@ def test_a_sampler_in_a_beam_is_its_law():
             law = sampler.at(torch.tensor([row])).distribution(logits, torch.tensor([ids]))[0]
             assert law.argmax() == token and abs(law[token].log().item() - logprob) < 1e-9
             ids.append(token)
+
+
+# ---------------------------------------------------------------- the cuts beyond top-p
+
+MORE = {  # one setting of each that acts on the rows below
+    "typical_p": 0.6, "epsilon_cutoff": 0.04, "eta_cutoff": 0.3, "top_n_sigma": 1.1,
+    "tail_free": 0.9, "xtc_probability": 1.0, "dynatemp_range": 0.8, "dry_multiplier": 2.0,
+}  # fmt: skip
+
+
+def test_off_the_cuts_cost_nothing():
+    "The same form of the draw, the same stages, the same bits; and the same object in the loop."
+    z, off = (
+        logits(6, 50),
+        dict.fromkeys(("typical_p", "tail_free"), 1)
+        | dict(
+            epsilon_cutoff=0, eta_cutoff=0.0, top_n_sigma=0, xtc_probability=0, dynatemp_range=0
+        ),
+    )
+    for params in (dict(temperature=0.8, top_p=0.9), {}, dict(top_k=5)):
+        a, b = Sampler(**params), Sampler(**params, **off, dry_multiplier=0, xtc_threshold=0.3)
+        assert find_backend(params=a) is find_backend(params=b)
+        assert [n for n, _ in stages(z, a)] == [n for n, _ in stages(z, b)] == list(params)
+        assert a.distribution(z).equal(b.distribution(z))
+        assert vars(draw(z, a, Key(2))).keys() == vars(draw(z, b, Key(2))).keys()
+        for x, y in zip(vars(draw(z, a, Key(2))).values(), vars(draw(z, b, Key(2))).values()):
+            assert x is y is None or x.equal(y)
+        assert b.at(torch.arange(3)) is b
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_a_cut_that_is_on_goes_to_the_plain_chain(name):
+    z, ids = logits(6, 50), torch.tensor([[1, 2, 3, 1, 2, 3, 1, 2]]).expand(6, -1)
+    on = Sampler(0.9, top_p=0.99, **{name: MORE[name]})
+    assert not on.distribution(z, ids).equal(Sampler(0.9, top_p=0.99).distribution(z, ids))
+    if name == "dry_multiplier":  # a penalty: any form may draw
+        return
+    assert find_backend(params=on).__name__ == "draw_plain"
+    assert find_backend(params=Sampler(**{name: [MORE[name]] * 6})).__name__ == "draw_plain"
+    if not missing("fused"):
+        with pytest.raises(ValueError, match="backend: 'fused' knows"):
+            draw(z, on, Key(1), "fused")
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_cuts_by_row(name):
+    "A row that has its cut off is as without it, the others as alone, in the loop as well."
+    z, ids = logits(4, 30), torch.tensor([[1, 2, 3, 1, 2, 3, 1, 2]]).expand(4, -1)
+    off = OFF[name]
+    both = Sampler(0.9, **{name: [off, MORE[name], off, MORE[name]]}, seed=3)
+    plain, on = Sampler(0.9, seed=3), Sampler(0.9, **{name: MORE[name]}, seed=3)
+    law = both.distribution(z, ids)
+    for i, alone in enumerate((plain, on, plain, on)):
+        torch.testing.assert_close(law[i], alone.distribution(z[i], ids[i]), atol=1e-6, rtol=0)
+    world = six_words(eos=None)
+    texts = generate(world, ["I", "I like", "", "cold"], both, max_new_tokens=9).ids
+    for i, (prompt, alone) in enumerate(zip(["I", "I like", "", "cold"], (plain, on, plain, on))):
+        own = {f: getattr(alone, f) for f in alone.__dataclass_fields__} | dict(rows=i)
+        assert generate(world, prompt, Sampler(**own), max_new_tokens=9).ids.equal(texts[i])
+
+
+def test_unnamed_cuts_come_last_and_named_ones_in_their_place():
+    z = logits(30, 40)
+    params = dict(temperature=1.5, min_p=0.05, typical_p=0.7, top_n_sigma=1.5, tail_free=0.95)
+    first = Sampler(**params, order=("top_n_sigma", *ORDER))
+    assert [n for n, _ in stages(z, Sampler(**params))] == list(params)
+    assert [n for n, _ in stages(z, first)] == [
+        "top_n_sigma", "temperature", "min_p", "typical_p", "tail_free",
+    ]  # fmt: skip
+    by_hand = tail_free(typical_p(min_p(temperature(top_n_sigma(z, 1.5), 1.5), 0.05), 0.7), 0.95)
+    assert truncate(z, first).equal(by_hand)
+    assert not truncate(z, Sampler(**params)).equal(by_hand)
+    llama = DIALECTS["llama.cpp"]["order"]
+    assert set(llama) == {*ORDER, *CUTS} - {"epsilon_cutoff", "eta_cutoff"}
+
+
+def test_the_law_of_xtc_is_the_mixture_of_its_two_sides():
+    "Wherever it stands in the order: each side goes through the whole chain."
+    z = logits(20, 30, scale=1)
+    for order in (ORDER, DIALECTS["llama.cpp"]["order"], ("xtc_probability", *ORDER)):
+        cut = dict(temperature=2.0, top_p=0.8, xtc_threshold=0.05, order=order)
+        p = torch.linspace(0, 1, 20)
+        always, never = Sampler(**cut, xtc_probability=1.0), Sampler(**cut)
+        law = p[:, None] * always.distribution(z) + (1 - p[:, None]) * never.distribution(z)
+        found = Sampler(**cut, xtc_probability=p)
+        torch.testing.assert_close(found.distribution(z), law, atol=1e-6, rtol=0)
+        out = draw(z, found, Key(4))
+        assert out.kept.equal((law > 0).sum(-1))
+        want = law.gather(1, out.ids[:, None])[:, 0].log()
+        torch.testing.assert_close(out.logprob, want, atol=1e-5, rtol=0)
+        coin = xtc_coin(Key(4), p, z)
+        for side, sampler in ((True, always), (False, never)):
+            assert out.ids[coin == side].equal(draw(z, sampler, Key(4)).ids[coin == side])
+    assert Sampler(xtc_probability=0.5).process(z[:1], context([[1]])).isfinite().all()
+
+
+def test_a_trace_shows_the_cuts():
+    z = torch.tensor([0.5, 0.25, 0.09, 0.06, 0.04, 0.03, 0.02, 0.01]).log()
+    sampler = Sampler(typical_p=0.95, xtc_probability=0.5, xtc_threshold=0.2)
+    yes, no = sampler.trace(z), sampler.trace(z, coin=False)
+    assert [s.name for s in yes.stages] == ["logits", "typical_p", "xtc_probability"]
+    assert [s.removed for s in yes.stages] == [[], [6, 7], [0]] and no.stages[-1].removed == []
+    assert "xtc_probability" in repr(yes) and yes.stages[-1].setting == 0.5
+
+
+def test_dynamic_temperature_is_a_stage():
+    z = logits(9, 20)
+    sampler = Sampler(0.9, top_k=6, dynatemp_range=[0.5] * 8 + [0], dynatemp_exponent=2.0)
+    T = entropy_temperature(z, 0.9, [0.5] * 8 + [0], 2.0)
+    assert sampler.distribution(z).equal(Sampler(T, top_k=6).distribution(z)) and T[8] == 0.9
+    last = Sampler.dialect("llama.cpp", temperature=0.9, top_k=6, dynatemp_range=0.5)
+    T = entropy_temperature(top_k(z, 6), 0.9, 0.5)
+    assert last.distribution(z).equal(Sampler(T, top_k=6).distribution(z))
+
+
+def test_dry_in_the_loop_sees_the_prompt_and_its_window():
+    z, text = torch.zeros(6), torch.tensor([1, 2, 3, 1, 2])
+    rule = dict(dry_multiplier=0.5, dry_base=2.0)
+    assert penalize(z, Sampler(**rule), text).tolist() == [0, 0, 0, -0.5, 0, 0]
+    for more in (dict(dry_window=4), dict(dry_allowed_length=3), dict(dry_breakers=[2])):
+        assert penalize(z, Sampler(**rule, **more), text).tolist() == [0] * 6
+    assert penalize(z, Sampler(**rule, dry_window=5, dry_breakers=(4,)), text)[3] == -0.5
+    two = Sampler(**rule, dry_window=[None, 4])
+    assert penalize(z.expand(2, -1), two, text.expand(2, -1))[:, 3].tolist() == [-0.5, 0]
+
+
+# ---------------------------------------------------------------- mirostat
+
+
+def seeded(n):
+    return torch.Generator().manual_seed(n)
+
+
+def context(ids, row=None):
+    ids = torch.tensor(ids)
+    row = torch.arange(len(ids)) if row is None else row
+    return Context(ids, torch.ones_like(ids).bool(), torch.full((len(ids),), ids.shape[1]), row)
+
+
+@pytest.mark.parametrize("renormalised", [False, True])
+def test_mirostat_is_its_definition(renormalised):
+    "Token for token and limit for limit, with logarithms of Python, on rows that come and go."
+    model, n = TableModel([1 / 9] * 9, (2 * torch.randn(9, 9, generator=seeded(1))).softmax(-1)), 30
+    choose = Mirostat(1.2, 0.3, Sampler(0.9, seed=5, rows=2), renormalised)
+    limit, text = 2.4, [1, 2]
+    for step in stream(model, [1, 2], choose, n, ignore_eos=True):
+        z = temperature(model(torch.tensor([text])).logits[0], 0.9)
+        q = llama_filters.shares(z.tolist())
+        left = llama_filters.mirostat(z.tolist(), limit)
+        only = z.where(torch.isin(torch.arange(len(z)), torch.tensor(sorted(left))), -INF)
+        assert step.ids.item() == gumbel_max(only[None], Key(5, 2, len(text))).item()
+        assert step.draw.kept.item() == len(left)
+        share = math.fsum(q[i] for i in left)
+        token = step.ids.item()
+        assert step.draw.logprob.item() == pytest.approx(math.log(q[token] / share), abs=1e-5)
+        limit -= 0.3 * (-math.log2(q[token] / (share if renormalised else 1)) - 1.2)
+        text.append(token)
+
+
+def test_mirostat_by_row_and_in_a_batch():
+    world, prompts = six_words(eos=None), ["I", "", "cold coffee"]
+    own = [(0.5, 0.1), (2.0, 0.3), (1.2, 0.0)]
+    batch = Mirostat([t for t, _ in own], [r for _, r in own], Sampler(seed=1, rows=[5, 6, 7]))
+    texts = generate(world, prompts, batch, max_new_tokens=12).ids
+    for i, (t, r) in enumerate(own):
+        alone = Mirostat(t, r, Sampler(seed=1, rows=5 + i))
+        assert generate(world, prompts[i], alone, max_new_tokens=12).ids.equal(texts[i])
+
+
+def test_mirostat_holds_its_target(full):
+    "Where the world has enough surprise to give, the mean comes near the target."
+    table = (3 * torch.randn(40, 40, generator=seeded(3))).softmax(-1)
+    model, n = TableModel([1 / 40] * 40, table), 1000 if full else 120
+    for target in (1.1, 1.6):
+        out = generate(model, [[0]] * 8, Mirostat(target, 0.2), max_new_tokens=n)
+        bits = -torch.stack(out.logprobs) / math.log(2)
+        assert abs(bits.mean().item() - target) < 0.1
+
+
+@pytest.mark.parametrize(
+    "params,error,text",
+    [
+        (dict(target=-1), ValueError, "target: -1"),
+        (dict(target=[1, "x"]), TypeError, "target, row 1: 'x'"),
+        (dict(rate=float("nan")), ValueError, "rate: nan"),
+        (dict(sampler=greedy), TypeError, "sampler: "),
+        (dict(sampler=5), TypeError, "sampler: 5"),
+    ],
+)
+def test_mirostat_refuses(params, error, text):
+    with pytest.raises(error, match=text):
+        Mirostat(**params)
+    with pytest.raises(ValueError, match="target: 2 values for 3 rows"):
+        generate(six_words(), [""] * 3, Mirostat([1.0, 2.0]))

@@ -40,12 +40,17 @@ MAP = [
     ("topk", "a fixed number of candidates", "top_k"),
     ("topp", "as many candidates as the mass asks for", "top_p top_p_mask min_p"),
     (
+        "cuts",
+        "other rules for what may be drawn",
+        "typical_p epsilon_cutoff eta_cutoff top_n_sigma tail_free xtc dynamic_temperature",
+    ),
+    (
         "penalties",
         "scores changed by what is said",
-        "repetition_penalty frequency_penalty presence_penalty no_repeat_ngram logit_bias "
+        "repetition_penalty frequency_penalty presence_penalty no_repeat_ngram dry logit_bias "
         "sequence_bias spellings",
     ),
-    ("sampler", "filters in order, the exact law, one draw", "Sampler draw"),
+    ("sampler", "filters in order, the exact law, one draw", "Sampler Mirostat draw"),
     ("fused", "the same token, many times faster", "fused_sample"),
     ("entropy", "how unsure a model is, and how", "entropy varentropy attention_measures"),
     ("entropix", "a sampler chosen by that doubt", "EntropySampler EntropixConfig"),
