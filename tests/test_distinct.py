@@ -175,7 +175,7 @@ def enumerated(model, T, seed, row, first=()):
 def test_the_race_finds_the_first_of_all_texts(seed, full):
     "No text is lost, for any k: the search has no error."
     model, T = tree(seed)
-    for row in range(20 if full else 1):
+    for row in range(20) if full else [seed % 3 + 1]:
         want = enumerated(model, T, 2**63 + seed, row)
         for k in (1, 2, 3, 5, 8, len(want) - 1, len(want), len(want) + 3):
             got = stochastic_beam_search(model, "", k, T, seed=2**63 + seed, rows=row)
