@@ -67,7 +67,7 @@ def test_p_values_are_uniform_without_the_key(last, loops, full, record):
         texts = [t for t in texts if len(t) > last]  # else nothing counts, and p is 1
     found = signature(texts, Key(torch.arange(len(texts)) + 5), last=last)
     p = stats.kstest([s.p_value for s in found], "uniform").pvalue
-    record(f"signature: uniform p-values, last {last}, loops {loops}", dict(texts=n, p=p))
+    record(f"signature: uniform p-values, last {last}, loops {loops}", dict(texts=len(texts), p=p))
     assert p > 1e-4
 
 
