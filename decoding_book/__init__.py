@@ -30,6 +30,7 @@ four_bits    the real model at the bits of its file
 shell        the command decoding-book
 scale        files of prompts, on several workers: decode_file
 constrained  text that fits a pattern or a schema, and its law: Pattern, Constrained, Adaptive
+speculative  drafts, checked in one pass: the same text, sooner: speculate, PromptLookup, ModelDrafter
 distinct     texts that differ, and one chosen of them: stochastic_beam_search, diverse_beam_search, gumbel_top_k
 signature    whether a text was drawn with a key: signature, Signature, ContextSampler
 contrastive  a row led away from another: guide, contrast, guided
@@ -115,6 +116,11 @@ if TYPE_CHECKING:
     from .constrained import json_pattern as json_pattern
     from .constrained import Grammar as Grammar
     from .constrained import fitting_law as fitting_law
+    from .speculative import speculate as speculate
+    from .speculative import PromptLookup as PromptLookup
+    from .speculative import ModelDrafter as ModelDrafter
+    from .speculative import EarlyExit as EarlyExit
+    from .speculative import AcceptReject as AcceptReject
     from .distinct import stochastic_beam_search as stochastic_beam_search
     from .distinct import diverse_beam_search as diverse_beam_search
     from .distinct import gumbel_top_k as gumbel_top_k
@@ -200,6 +206,11 @@ _HOMES = {
     "json_pattern": "constrained",
     "Grammar": "constrained",
     "fitting_law": "constrained",
+    "speculate": "speculative",
+    "PromptLookup": "speculative",
+    "ModelDrafter": "speculative",
+    "EarlyExit": "speculative",
+    "AcceptReject": "speculative",
     "stochastic_beam_search": "distinct",
     "diverse_beam_search": "distinct",
     "gumbel_top_k": "distinct",

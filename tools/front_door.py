@@ -70,6 +70,11 @@ MAP = [
         "Pattern Constrained Adaptive json_pattern Grammar fitting_law",
     ),
     (
+        "speculative",
+        "drafts, checked in one pass: the same text, sooner",
+        "speculate PromptLookup ModelDrafter EarlyExit AcceptReject",
+    ),
+    (
         "distinct",
         "texts that differ, and one chosen of them",
         "stochastic_beam_search diverse_beam_search gumbel_top_k inclusion_probabilities majority "
