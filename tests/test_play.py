@@ -2,12 +2,17 @@
 tokens against the package's four-bit form, its drawn tokens against Python's `draw`."""
 
 import base64
+import os
 import threading
+from http.client import HTTPConnection
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import torch
+from engine import VERSION, engine, link
+from pages import LIVE, for_everyone
 from serve import server
 
 from decoding_book.noise import Key
@@ -230,8 +235,6 @@ def test_it_fits_a_phone(live):
 
 
 def test_axe_finds_nothing_serious(live):
-    from pathlib import Path
-
     package = pytest.importorskip("axe_playwright_python")
     live.evaluate((Path(package.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
     found = live.evaluate("""async () => (await axe.run('.kb-live', {preload: false})).violations
@@ -279,3 +282,74 @@ def test_without_the_engine_it_says_so_and_offers_the_board(visit):
     link = said.get_by_role("link", name="The knob board")
     assert urlsplit(link.evaluate("a => a.href")).path == "/board.html"
     page.close()
+
+
+# ---- what needs no browser
+
+
+def npm(folder, script, monkeypatch):
+    "A pretended npm, alone on the PATH with the shell's own commands."
+    path = folder / "npm"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/bin")
+
+
+@pytest.mark.parametrize(
+    "script, why",
+    [
+        (None, "npm is not installed"),
+        ("exit 1", f"npm could not fetch @wllama/wllama {VERSION}"),
+        ('echo x > "$5/w.tgz"', "is not the archive that this book was made with"),
+    ],
+)
+def test_without_the_package_itself_there_is_no_engine_and_one_line(
+    script, why, tmp_path, monkeypatch, capsys
+):
+    if script:
+        npm(tmp_path, script, monkeypatch)
+    else:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    assert engine(tmp_path / "cache") is None
+    said = capsys.readouterr().err
+    assert why in said and said.count("\n") == 1 and not list((tmp_path / "cache").iterdir())
+
+
+def test_an_engine_that_was_fetched_is_not_fetched_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    (tmp_path / VERSION).mkdir()
+    assert engine(tmp_path) == tmp_path / VERSION
+
+
+def test_a_file_that_cannot_be_linked_is_copied(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("weights")
+    link(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a").samefile(tmp_path / "b")
+
+    def refuse(*args):
+        raise OSError
+
+    monkeypatch.setattr(os, "link", refuse)
+    link(tmp_path / "a", tmp_path / "c")
+    assert (tmp_path / "c").read_text() == "weights"
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_the_server_names_types_and_allows_threads_if_asked(several, tmp_path):
+    (tmp_path / "a.wasm").write_bytes(b"x")
+    with server(tmp_path, threads=several) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        asked = HTTPConnection("127.0.0.1", http.server_port)
+        asked.request("GET", "/a.wasm")
+        answer = asked.getresponse()
+        assert answer.headers["Content-Type"] == "application/wasm" and answer.read() == b"x"
+        apart = answer.headers["Cross-Origin-Embedder-Policy"]
+        assert apart == ("require-corp" if several else None)
+        http.shutdown()
+
+
+def test_a_page_with_a_place_gets_the_scripts_of_board_and_play():
+    page = for_everyone(f"<title>x</title><div {LIVE}></div>", "../")
+    scripts = ["board/draw.js", "board/board.js", "play/engine.js", "play/play.js"]
+    assert all(page.count(f"../{script}") == 1 for script in scripts)
+    assert "play/" not in for_everyone("<title>x</title>", "")

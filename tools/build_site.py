@@ -115,7 +115,7 @@ def loaded_from_elsewhere(
     return [next(filter(None, match)) for match in ELSEWHERE.findall(content)]
 
 
-def add_board(
+def add_players(
     site,  # The rendered site
     project,  # The folder with the package, whose build/board keeps the rows
 ):
@@ -153,7 +153,7 @@ def finish(
     if katex:
         shutil.copytree(ROOT / "tools/vendor/katex", site / "site_libs/katex", dirs_exist_ok=True)
     shutil.copy2(ROOT / "tools/book.js", site)
-    add_board(site, project)
+    add_players(site, project)
     improve(site)
     index = site / "search.json"
     if index.is_file():
