@@ -1,5 +1,5 @@
 // The model alive on the page: SmolLM2 in WebAssembly (wllama, that is llama.cpp), the book's own
-// draw on its rows. A step's row, cuts and race are drawn by board.js, whose Board this one extends.
+// draw on its rows. board.js shows a step's row, cuts and race: its Board is extended here.
 //
 // A place for it: <div class="knob-board kb-live"></div>. The address keeps prompt and settings.
 (() => {
@@ -217,8 +217,9 @@
 
     buildKnobs() {
       const p = this.part, id = `${this.id}-decoder`;
-      p.decoder = make("select", { id }, ...[...Object.keys(DECODERS), "Your own knobs"].map((says) =>
-        make("option", { value: says }, says)));
+      const names = [...Object.keys(DECODERS), "Your own knobs"];
+      p.decoder = make("select", { id },
+        ...names.map((says) => make("option", { value: says }, says)));
       p.decoder.addEventListener("change", () =>
         this.change({ ...OFF, ...DECODERS[p.decoder.value] }));
       return make("div", { class: "kb-decoder" }, make("div", { class: "kb-text" },
