@@ -234,7 +234,13 @@ def test_it_fits_a_phone(live):
     assert small == []
 
 
-def test_axe_finds_nothing_serious(live):
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(live, scheme):
+    go(live, "prompt=My%20name%20is&temperature=1.5&top_k=1000")  # tokens of many bits
+    press(live, "Run 32")
+    live.emulate_media(color_scheme=scheme)
+    dark = "document.querySelector('.quarto-dark') !== null"
+    live.wait_for_function(f"({dark}) === {'true' if scheme == 'dark' else 'false'}")
     package = pytest.importorskip("axe_playwright_python")
     live.evaluate((Path(package.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
     found = live.evaluate("""async () => (await axe.run('.kb-live', {preload: false})).violations

@@ -349,7 +349,7 @@
           class: `kb-new${byHand ? " kb-hand" : ""}`, "data-at": n - prompt,
           title: `${percent(share)}, ${bits.toFixed(1)} bits${byHand ? ", taken by hand" : ""}: `
             + "go back to here" }, text);
-        span.style.setProperty("--bits", `${Math.min(60, 6 * bits).toFixed(0)}%`);
+        span.style.setProperty("--bits", `${Math.min(40, 4 * bits).toFixed(0)}%`);
         return span;
       };
       this.part.text.replaceChildren(...ids.map(piece), make("span", {
