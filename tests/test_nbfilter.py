@@ -359,7 +359,7 @@ def test_the_cell_for_colab_installs_what_the_chapters_import():
     wanted = " ".join([cell, cfg["requirements"], *extras])
     # Colab's own, and what numba brings
     also = {"IPython", "nbformat", "decoding_book", "llvmlite"}
-    also |= {"ray", "pyarrow"}  # of the extra `scale`, imported where several workers are asked for
+    also |= {"ray", "pyarrow", "llguidance"}  # of the extras `scale` and `grammar`, where asked for
     present = {*re.findall(r"[A-Za-z][\w-]*", wanted), *also}
     assert {n for n in imports_of_chapters() if n not in sys.stdlib_module_names} <= present
 
