@@ -483,7 +483,7 @@ def test_what_is_closed_or_full_is_a_sentence(line, status, said, buffered):
     done = subprocess.run(
         ["bash", "-c", f"{sys.executable} -m decoding_book {line}"],
         capture_output=True,
-        cwd=ROOT,
+        cwd=Path(shell.__file__).parent.parent,  # the package that is tested, or its broken copy
         env=os.environ | {"PYTHONUNBUFFERED": buffered},
     )
     error = NOTICES.sub("", done.stderr.decode())
