@@ -196,9 +196,8 @@ def run_beams(
     kept=None,     # a `PromptCache`
 ):
     "Advance all beams together until each is over."
-    device = getattr(model, "device", "cpu")
-    ids, mask = left_pad([beam.prompt for beam in beams], device)
-    given, row = mask.sum(1), torch.arange(len(ids), device=device)    # prompts' sizes and numbers
+    ids, mask = left_pad([beam.prompt for beam in beams], getattr(model, "device", "cpu"))
+    given, row = mask.sum(1), torch.arange(len(ids), device=ids.device)    # sizes and numbers
     room = ids.shape[1] + max(beam.limit for beam in beams)
     width = sum(beam.width for beam in beams)
     cache, held = first_cache(model, [beam.prompt for beam in beams], width, room, kept)
@@ -214,7 +213,7 @@ def run_beams(
         if cache is not None:
             fed = ids.shape[1]
             cache.reorder(rows)
-        ids = torch.cat([ids[rows], torch.tensor(tokens, device=device)[:, None]], 1)
+        ids = torch.cat([ids[rows], torch.tensor(tokens, device=ids.device)[:, None]], 1)
         mask = torch.cat([mask[rows], mask.new_ones(len(rows), 1)], 1)
         given, row = given[rows], row[rows]
 

@@ -286,6 +286,7 @@ def few_of(
         found.append(more)
     return torch.stack(found)
 
+# %% ../nbs/26_distinct.ipynb #6b2940cc
 def inclusion_probabilities(
     p,         # (n,) of all texts or tokens, above zero; they sum to one
     k: int,    # how many are drawn without replacement

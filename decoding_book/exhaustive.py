@@ -95,12 +95,11 @@ class Hypotheses(Result, list):
         return f"{len(self)} of the best, {self.rows} model rows{doubt}"
 
     def _repr_html_(self):
-        from decoding_book.show import rows_html, tokens_html
-        from decoding_book.trees import record_html
+        from decoding_book import show, trees
         if not self: return f"<p>{self._note()}</p>"
-        rows = [tokens_html(**h._view(), caption=h._caption()) for h in self]
-        beam = record_html(self.steps or [], self[0]._decode, self[0].ids.tolist())
-        return f"{rows_html(rows)}<p>{self._note()}</p>{beam}"
+        rows = [show.tokens_html(**h._view(), caption=h._caption()) for h in self]
+        beam = trees.record_html(self.steps or [], self[0]._decode, self[0].ids.tolist())
+        return f"{show.rows_html(rows)}<p>{self._note()}</p>{beam}"
 
 # %% ../nbs/05_exhaustive.ipynb #1a21aa94
 class Batch(list):

@@ -617,8 +617,7 @@ class OnePosition(_Prepared):
             with nullcontext() if self.ready else announced("the model's step"):
                 run_parts(work) if self.ready else work(0, 1)
         except BaseException: counter[0] = 2**60; raise             # nobody need wait for this part
-        self.ready = True
-        cache.length = N
+        self.ready, cache.length = True, N
         logits = torch.from_numpy(desk.logits)[:, None, :self.embedding.shape[0]]
         if last_only: logits = logits[:, 0]
         found = (torch.from_numpy(desk.scores), real) if attention else ()

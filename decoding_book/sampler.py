@@ -565,8 +565,7 @@ class Sampler(Settings):
 
     def __call__(self, prediction, context):
         "Choose one token a row: what `generate` calls."
-        own = self.at_step(context)
-        z = prediction.logits
+        own, z = self.at_step(context), prediction.logits
         if any(setting(own, name) is not None for name in PENALTIES):
             z = penalize(z, own, context.ids, context.mask, context.prompt_lengths)
         row = context.row if own.rows is None else own.rows

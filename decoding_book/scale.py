@@ -129,6 +129,7 @@ def numbered(
     "The chooser with these numbers in its keys; one without keys as it is."
     return replace(choose, rows=torch.tensor(numbers)) if hasattr(choose, "rows") else choose
 
+# %% ../nbs/23_scale.ipynb #a46d521e
 def decode_batch(
     model,
     first,          # number of the first prompt
@@ -170,6 +171,7 @@ def write_lines(
     draft.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
     draft.replace(path)
 
+# %% ../nbs/23_scale.ipynb #6cec4671
 class Decoder:
     "A worker: batches in, part files out."
     def __init__(self, make_model, folder, choose, trace, options):

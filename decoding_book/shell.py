@@ -391,6 +391,7 @@ def complain(
     try: print(f"decoding-book: {sentence}", file=sys.stderr)
     except OSError: to_nowhere(sys.stderr)
 
+# %% ../nbs/22_shell.ipynb #37afd5e6
 @contextmanager
 def refusing(
     status,    # 2 while what was asked for is looked at, 1 while it is done
@@ -488,6 +489,7 @@ def attempt(
     except SystemExit as done: return done.code or 0        # --help and --version
     except KeyboardInterrupt: return 130
 
+# %% ../nbs/22_shell.ipynb #6b2d3444
 def output_lost(
     error,    # of the write that failed
 ):            # the exit status

@@ -310,6 +310,7 @@ def binomial_tail(
     odds = torch.xlogy(k, torch.tensor(share)) + torch.xlogy(n - k, torch.tensor(1. - share))
     return min(1., (ways + odds).exp().sum().item())
 
+# %% ../nbs/27_signature.ipynb #92fab13d
 class GreenTest(NamedTuple):
     "How green a text is."
     green: int      # tokens that are green

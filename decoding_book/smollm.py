@@ -184,6 +184,7 @@ def raw_scores(
     groups = q.reshape(*k.shape[:2], -1, q.shape[-1])
     return (groups @ k.mT).flatten(1, 2).float() / q.shape[-1] ** .5
 
+# %% ../nbs/04_smollm.ipynb #ddb56336
 def attend(
     q,               # (B, H, T, size)
     k,               # (B, G, N, size)

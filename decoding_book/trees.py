@@ -229,8 +229,7 @@ def beam_html(
 ) -> str:                 # HTML that needs no script
     "A beam as it grows and is cut: a column for each step, a row for each rank."
     if not steps or not steps[-1][0]: raise ValueError("steps: the record of the beam is empty")
-    winner = tuple(steps[-1][0][0]["ids"]) if winner is None else tuple(winner)
-    lost = tuple(lost)
+    winner, lost = tuple(steps[-1][0][0]["ids"] if winner is None else winner), tuple(lost)
     most = max(len(kept) for kept, _ in steps)
     edges, boxes, before = "", "", {}
     for s, (kept, cut) in enumerate(steps):
