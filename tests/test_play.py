@@ -15,6 +15,8 @@ from engine import VERSION, engine, link
 from pages import LIVE, for_everyone
 from serve import server
 
+from decoding_book.beam import beam_search
+from decoding_book.loop import Prediction
 from decoding_book.noise import Key
 from decoding_book.sampler import Sampler, draw, penalize
 
@@ -74,7 +76,7 @@ def visit(browser, address):
 @pytest.fixture(scope="module")
 def live(visit, site):
     "The page with its model loaded."
-    if "null" in (site / "play/engine.js").read_text(encoding="utf-8"):
+    if '"engine": null' in (site / "play/engine.js").read_text(encoding="utf-8"):
         pytest.skip("this site was built without the engine (npm or the network was not there)")
     page = visit()
     page.get_by_role("button", name="Load the model (98 MB)").click()
@@ -194,6 +196,56 @@ def test_back_another_token_and_on_and_the_same_key_gives_the_same_text(live):
     assert new(live) == first
 
 
+class Recorded:
+    "A model that knows the rows of a page's search: {new ids: log-probabilities}."
+
+    def __init__(self, rows, given):
+        self.rows, self.given = rows, given
+        self.vocab_size, self.eos = len(next(iter(rows.values()))), 2
+
+    def __call__(self, ids, mask=None, cache=None, last_only=True, attention=False):
+        rows = [self.rows[tuple(row)] for row in ids[:, self.given :].tolist()]
+        return Prediction(torch.stack(rows))
+
+
+ROW = """ids => { const { engine, row } = document.querySelector('.kb-live').board;
+  return engine.row(ids, row.given).then(row => btoa(
+    Array.from(new Uint8Array(row.buffer), c => String.fromCharCode(c)).join(''))); }"""
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_beam_from_here_is_the_package_s_on_the_same_rows(live, width):
+    go(live, "prompt=The%20capital%20of%20France%20is&temperature=0")
+    live.get_by_label("of width").select_option(str(width))
+    press(live, "Beam search")
+    found = live.evaluate("document.querySelector('.kb-live').board.searched")
+    given, rows = found["ids"], {}
+    before = [()]
+    for step in found["steps"]:
+        for new in before:
+            row = base64.b64decode(live.evaluate(ROW, [*given, *new]))
+            rows[new] = torch.tensor(np.frombuffer(row, np.float32))
+        before = [tuple(path["ids"]) for path in step["kept"] if not path["ended"]]
+    steps = beam_search(Recorded(rows, len(given)), torch.tensor(given), width, 8).steps
+    assert len(steps) == len(found["steps"]) == found["limit"] == 8
+    for ours, theirs in zip(steps, found["steps"]):
+        for one, other in zip(ours, (theirs["kept"], theirs["cut"])):
+            assert [path.ids for path in one] == [tuple(path["ids"]) for path in other]
+            sums = [path["total"] for path in other]
+            # the engine's probabilities do not quite sum to one
+            assert sums == pytest.approx([path.total for path in one], abs=1e-2)
+
+
+def test_a_beam_is_stepped_through_by_keyboard(live):
+    section = live.get_by_role("region", name="Beam search")
+    section.locator(".dw").focus()
+    for key, at in (("ArrowRight", "1"), ("ArrowRight", "2"), ("ArrowLeft", "1"), ("End", "15")):
+        live.keyboard.press(key)
+        assert section.locator(".dw").get_attribute("data-at") == at
+    assert "The search is over: " in section.locator(".dw-now").inner_text()
+    assert live.evaluate(IDS)[-1] != 2 and len(new(live)) == 0  # the text itself stays
+
+
 def test_by_keyboard_alone(live):
     go(live, "prompt=The%20capital%20of&temperature=0")
     live.get_by_label("Prompt").focus()
@@ -273,7 +325,7 @@ def test_opened_from_a_file_it_says_what_to_type(browser, site):
     page = browser.new_page()
     page.goto((site / "play.html").as_uri())
     said = page.locator(".kb-load").inner_text()
-    if "null" not in (site / "play/engine.js").read_text(encoding="utf-8"):
+    if '"engine": null' not in (site / "play/engine.js").read_text(encoding="utf-8"):
         assert "make serve" in said
     assert page.get_by_role("link", name="The knob board", exact=True).last.is_visible()
     page.close()

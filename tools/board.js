@@ -422,21 +422,31 @@
     get row() { return given.rows.find((r) => r.name === this.state.prompt); }
 
     async refresh(panel) {
+      this.showKnobs();
+      this.showText(this.row);
+      if (await this.weigh()) this.show(panel);
+    }
+
+    // what is kept of this row and drawn from it; whether that is still what is asked for
+    async weigh() {
       const wanted = this.state, turn = (this.turn = (this.turn ?? 0) + 1);
       const { row } = this;
-      this.showKnobs();
-      this.showText(row);
       try {
         const law = lawOf(row, row.logits ?? await logitsOf(row.name), wanted);
         const few = !this.race && !this.heats
           && law.order.slice(0, this.rows).every((i) => i in row.leading);
         const words = few ? row.leading : await wordsOf();
-        if (turn !== this.turn) return;
-        Object.assign(this, { law, words });
+        if (turn !== this.turn) return false;
+        const drawn = this.race && book.race(law.kept, keyOf(law, wanted, wanted.draw));
+        Object.assign(this, { law, words, drawn });
       } catch (error) {
         this.say(`This row could not be shown: ${error.message}.`);
-        return;
+        return false;
       }
+      return true;
+    }
+
+    show(panel) {
       this.showTable();
       this.showNumbers();
       this.showRace();                    // marks the winner in the table
@@ -547,8 +557,7 @@
       const { part: p, law, state, words } = this;
       p.race.hidden = !this.race;
       if (!this.race) return;
-      const key = keyOf(law, state, state.draw), winner = book.race(law.kept, key);
-      this.drawn = winner;
+      const key = keyOf(law, state, state.draw), winner = this.drawn;
       const run = (i) => [i, ...book.run(law.kept, key, i)];
       const leading = law.kept.ids.slice(0, 10).map(run);
       if (!leading.some(([i]) => i === winner)) leading.push(run(winner));

@@ -88,6 +88,7 @@ def add(
 ):
     "Write the page's scripts, the engine and the model, and what the page must know of them."
     from decoding_book.smollm import weights_path
+    from decoding_book.trees import STEP_CSS, STEP_SCRIPT
 
     out, known = Path(out), None
     out.mkdir(parents=True, exist_ok=True)
@@ -99,9 +100,17 @@ def add(
         link(weights, out / MODEL)
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
         known = {"model": MODEL, "bytes": weights.stat().st_size, "digest": digest}
-    line = f"(globalThis.knobBoard ??= {{}}).engine = {json.dumps(known)};\n"
-    (out / "engine.js").write_text(line, encoding="utf-8")
-    for name in ("play.js", "play.css"):
+    style, script = STEP_CSS[len("<style>") :], STEP_SCRIPT[len("<script>") :]
+    stepper = {
+        "style": style.removesuffix("</style>"),
+        "script": script.removesuffix("</script>"),
+    }
+    given = json.dumps({"engine": known, "stepper": stepper})
+    (out / "engine.js").write_text(
+        f"globalThis.knobBoard = Object.assign(globalThis.knobBoard ?? {{}}, {given});\n",
+        encoding="utf-8",
+    )
+    for name in ("beam.js", "play.js", "play.css"):
         shutil.copy2(Path(__file__).with_name(name), out)
 
 

@@ -42,6 +42,7 @@ BOARD = """<link rel="stylesheet" href="{up}board/board.css">
 """
 ENGINE = """<link rel="stylesheet" href="{up}play/play.css">
 <script src="{up}play/engine.js" defer></script>
+<script src="{up}play/beam.js" defer></script>
 <script src="{up}play/play.js" defer></script>
 """
 SIGNS = {

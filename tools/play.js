@@ -3,11 +3,11 @@
 //
 // A place for it: <div class="knob-board kb-live"></div>. The address keeps prompt and settings.
 (() => {
-  const given = globalThis.knobBoard, book = globalThis.decodingBook, { Board } = given;
+  const given = globalThis.knobBoard, book = globalThis.decodingBook, { Board, beam } = given;
   const { HERE: BOARD, KNOBS, START, load, make, percent, plural, read, spoken, written } =
     given.tools;
   const HERE = document.currentScript.src.replace(/[^/]*$/, "");
-  const PROMPT = "Once upon a time", CONTEXT = 1024, MOST = 256, RUN = 32;
+  const PROMPT = "Once upon a time", CONTEXT = 1024, MOST = 256, RUN = 32, BEAM = 8;
   const KEPT = "decoding-book-model";               // the name of the browser's own store
   const DECODERS = {
     "Greedy": { temperature: 0 },
@@ -113,6 +113,7 @@
         make("div", { class: "kb-main" }, this.buildTable(), this.buildNumbers()),
         this.buildKnobs(),
         p.race = make("section", { class: "kb-panel", "aria-label": "The race", hidden: "" }),
+        p.search = make("section", { class: "kb-panel", "aria-label": "Beam search", hidden: "" }),
         this.buildPython());
       p.heats = make("section");                    // the board's panels that have no place here
       p.thousand = make("section");
@@ -201,7 +202,11 @@
       p.step = button("Step", () => this.act(() => this.step()));
       p.run = button(`Run ${RUN}`, () => this.running ? (this.running = false) : this.run());
       p.back = button("Back", () => this.act(() => this.back(this.points.length - 2)));
-      return make("div", { class: "kb-actions" }, p.step, p.run, p.back);
+      p.beam = button("Beam search", () => this.act(() => this.searchOn()));
+      p.width = make("select", { id: `${this.id}-width` },
+        ...[1, 2, 3, 4].map((width) => make("option", width === 3 ? { selected: "" } : {}, width)));
+      return make("div", { class: "kb-actions" }, p.step, p.run, p.back, p.beam,
+        make("label", { for: p.width.id }, "of width"), p.width);
     }
 
     // each token's name is a button that takes it
@@ -260,15 +265,28 @@
     // the token that wins the race, or one taken by hand
     async accept(token) {
       const { row } = this;
-      if (this.law?.row !== row) await this.refresh();
+      if (this.law?.row !== row) await this.weigh();
       if (this.law?.row !== row) throw new Error("this row has not been read");
-      token ??= this.drawn;
+      const { drawn } = this;
+      token ??= drawn;
       if (row.ids.length - row.given >= MOST) return this.say(`${MOST} new tokens are all here.`);
-      const p = this.law.before(token), next = await this.point([...row.ids, token], row.given);
+      const p = this.law.before(token), coming = this.point([...row.ids, token], row.given);
+      await this.showLate();                        // while the engine is at work
+      const next = await coming;
       delete row.raw;                               // made again if one comes back
-      Object.assign(row, { took: token, share: p, byHand: token !== this.drawn });
+      Object.assign(row, { took: token, share: p, byHand: token !== drawn });
       this.points.push(next);
-      await this.refresh();
+      if (!this.running) return this.refresh();
+      this.showText(next);
+      this.late = await this.weigh();
+    }
+
+    // In a run a row's table and race are drawn when the next row has been ordered.
+    async showLate() {
+      if (!this.late) return;
+      await new Promise((done) => setTimeout(done));
+      this.show();
+      this.late = false;
     }
 
     async step() {
@@ -290,6 +308,7 @@
           await this.accept();
           if (this.points.length === had) break;
         }
+        await this.showLate();
       });
       const seconds = (performance.now() - since) / 1000;
       this.running = false;
@@ -299,6 +318,31 @@
       this.say(`${plural(n, "token")} in ${seconds.toFixed(1)} s, ${(n / seconds).toFixed(1)} a `
         + `second. ${this.sentence()}`);
       Object.assign(this.place.dataset, { tokens: n, seconds });
+    }
+
+    // the next tokens by beam search on the model's own law, to step through; the text stays
+    async searchOn() {
+      if (this.text !== this.state.prompt || !this.row) await this.begin();
+      if (!this.row) return;
+      const { engine } = this, { ids, given: prompt } = this.row;
+      const width = Number(this.part.width.value);
+      const limit = Math.min(BEAM, CONTEXT - ids.length);
+      let n = 0;
+      const steps = await beam.search((more) => {
+        this.say(`Beam search: row ${++n} of at most ${1 + width * (limit - 1)} …`);
+        return engine.row([...ids, ...more], prompt);
+      }, (token) => engine.isEnd(token), width, limit);
+      const paths = steps.flatMap(({ kept, cut }) => [...kept, ...cut]);
+      const tokens = new Set([...ids, ...paths.flatMap((path) => path.ids)]), bytes = {};
+      for (const token of tokens) bytes[token] = [...await engine.bytes(token)];
+      const textOf = (some) => new TextDecoder().decode(
+        Uint8Array.from(some.flatMap((token) => bytes[token])));
+      this.searched = { ids, width, limit, steps };
+      this.part.search.hidden = false;
+      const title = make("h3", { class: "kb-title" }, `Beam search of width ${width}`);
+      beam.show(this.part.search, title, beam.stepper(steps, textOf(ids), textOf));
+      this.part.search.scrollIntoView({ block: "nearest" });
+      this.say(`Beam search: ${plural(steps.length, "step")}, ${plural(n, "row")}.`);
     }
 
     async back(at) {
