@@ -53,7 +53,7 @@ notebooks: $(READY) ## run the notebooks' own checks only, results thrown away
 	@$(BIN)/python tools/execute.py --copy build/test --jobs $(JOBS) --warm
 
 verify: $(READY) book ## the full counts, recorded in benchmarks/verify.json, and the mutations
-	@$(INSTALL) -c constraints.txt -e '.[scale]' --no-build-isolation --use-pep517
+	@$(INSTALL) -c constraints.txt -e '.[scale,grammar]' --no-build-isolation --use-pep517
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --full --site _site --record benchmarks/verify.json tests $(ARGS)
 	@$(BIN)/python tools/mutate.py --jobs $(JOBS) --record benchmarks/verify.json
 

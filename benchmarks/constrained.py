@@ -5,7 +5,8 @@
 
 Texts are drawn from random logits over SmolLM2's tokens. A first mask walks the trie and makes the
 rows of the automaton that no text has needed yet; a later one is looked up. `llguidance`, where it
-is installed, computes each mask anew. Every figure but the first is a median.
+is installed, computes each mask anew. Every figure but the first is a
+median; `mean mask` is the mean over all masks of the texts.
 """
 
 import json
@@ -63,7 +64,9 @@ def measured(name, make, vocabulary, texts):
         text(shape, times, seen, torch.Generator().manual_seed(seed), vocabulary)
     row = {what: round(statistics.median(values), 3) for what, values in times.items()}
     states = len(shape.automaton) if hasattr(shape, "automaton") else None
-    out = dict(pattern=name, states=states, masks=sum(map(len, times.values())) - 1, **row)
+    masks = times["first mask"] + times.get("later mask", [])
+    row["mean mask"] = round(statistics.mean(masks), 3)
+    out = dict(pattern=name, states=states, masks=len(masks), **row)
     print(json.dumps(out), flush=True)
     return out
 
