@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 
 from .checks import float64_home, in_float64, log_normalizer, whole
-from .loop import (LanguageModel, Result, as_prompts, as_stops, left_pad, new_text,
-                                token_texts)
+from .loop import (LanguageModel, Result, as_prompts, as_stops, first_cache, held_ids,
+                                left_pad, new_text, token_texts)
 
 # %% ../nbs/05_exhaustive.ipynb #26f9efce
 @dataclass(repr=False, eq=False)
@@ -354,12 +354,14 @@ def row_reader(
     prompt: torch.Tensor,  # ids (T,)
     length,  # the longest continuation
     batch,   # the most texts a call
+    kept=None,  # a `PromptCache`
 ):           # a function: list of continuations -> their next log-probabilities, (B, V) on the CPU
     "Ask for the rows of several texts that continue one prompt, which is read once."
     device, base = getattr(model, "device", "cpu"), None
     if hasattr(model, "new_cache") and len(prompt) > 1:
-        base = model.new_cache(batch, len(prompt) + length)
-        with torch.no_grad(): model(prompt[None, :-1].to(device), cache=base)
+        base, held = first_cache(model, [prompt], batch, len(prompt) + length, kept)
+        if held < len(prompt) - 1:
+            with torch.no_grad(): model(prompt[None, held:-1].to(device), cache=base)
         prompt = prompt[-1:]
     def read(texts):
         ids, mask = left_pad([torch.cat([prompt, torch.tensor(t).long()]) for t in texts], device)
@@ -390,15 +392,18 @@ def best_first_search(
     batch=1,          # open texts a model call: more is faster, and asks for a few rows more
     chunk=64,         # continuations of a text that enter the queue at a time
     progress=False,   # show a bar
+    cache=None,       # a `PromptCache`: what it shares with all prompts is not read again
 ) -> Hypotheses:      # best first, `.proven`, `.rows`, `.bound`; a list of them for several prompts
     "The truly most probable texts, opening only those that could still lead to one."
     asked, found = search_setup(model, prompt, max_new_tokens, stop, ignore_eos), []
+    held_ids(model, asked.prompts, cache)                               # for its checks
     for name, value in dict(n_best=n_best, max_rows=max_rows, batch=batch, chunk=chunk).items():
         whole(name, value)
     for p, length in zip(asked.prompts, asked.limits):
         frontier = _Frontier(n_best, length, asked.ends)
         bar, close = search_bar(None, f"best-first, up to {length} tokens", progress)
-        rows = frontier.run(row_reader(model, p, length, batch), max_rows, batch, chunk, bar)
+        read = row_reader(model, p, length, batch, cache)
+        rows = frontier.run(read, max_rows, batch, chunk, bar)
         close()
         best = _as_hypotheses(frontier.done, p, model, asked.ends)
         found.append(Hypotheses(best, rows, *_proof(frontier)))

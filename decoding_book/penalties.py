@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['DRY_BREAKERS', 'check_history', 'token_counts', 'repetition_penalty', 'frequency_penalty', 'presence_penalty',
            'no_repeat_ngram', 'repeat_lengths', 'check_id', 'breaker_ids', 'longest_repeats', 'dry', 'tokens_with',
-           'bias_number', 'bias_vector', 'logit_bias', 'check_sequences', 'now_ends', 'refuse_sequences',
-           'sequence_bias', 'forms_of', 'spellings', 'end_ids', 'min_length']
+           'bias_number', 'bias_vector', 'refuse_biases', 'logit_bias', 'check_sequences', 'now_ends',
+           'refuse_sequences', 'sequence_bias', 'bare', 'forms_of', 'spellings', 'end_ids', 'min_length']
 
 # %% ../nbs/13_penalties.ipynb #c28d91d7
 import math
 from numbers import Integral, Real
+from unicodedata import combining, normalize
 
 import numpy as np
 import torch
@@ -52,8 +53,7 @@ _NO_TENSOR = (TypeError, ValueError, RuntimeError, OverflowError)
 def _fail(bad, name, value, what):
     "Raise for the first True of `bad` (...): the argument, the row and its value."
     for at in bad.nonzero()[:1].tolist():
-        value = torch.as_tensor(value).expand(*bad.shape, -1)[tuple(at)]
-        value = value.item() if value.numel() == 1 else "it"
+        value = torch.as_tensor(value).expand(*bad.shape, 1)[tuple(at)].item()
         raise ValueError(f"{name}, row {', '.join(map(str, at)) or 0}: {value} {what}")
 
 def _in_range(name, value, old, new):
@@ -277,6 +277,19 @@ def bias_vector(
         raise ValueError(f"logit_bias: {bias[tuple(at)].item()} at {at} is neither finite nor -inf")
     return in_float64(bias)
 
+# %% ../nbs/13_penalties.ipynb #7703ca28
+def refuse_biases(
+    bad,     # (..., V) bool
+    bias,    # (V,) or (..., V)
+    what,    # said of them
+):
+    "Raise for the first row with a True: by its ids and their numbers."
+    for at in bad.any(-1).nonzero()[:1].tolist():
+        ids = bad[tuple(at)].nonzero()[:, 0].tolist()
+        names = [f"id {id}: {bias.expand(bad.shape)[(*at, id)].item()}" for id in ids[:3]]
+        more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
+        raise ValueError(f"logit_bias, {row_name(at)}: {', '.join(names)}{more} {what}")
+
 # %% ../nbs/13_penalties.ipynb #200834f3
 def logit_bias(
     logits: torch.Tensor,  # (..., V)
@@ -290,8 +303,12 @@ def logit_bias(
                          f"or {tuple(z.shape)}")
     ban = (bias == -torch.inf).to(z.device).expand(z.shape)
     moved = (z + bias.to(z.dtype).to(z.device)).where(~ban & z.isfinite(), z)
-    new = _in_range("logit_bias", bias, z, moved)
-    return _some_left("logit_bias", bias, new.where(~ban, -torch.inf))
+    lost = z.isfinite() & ~moved.isfinite()
+    refuse_biases(lost, bias, f"takes a logit out of the range of {z.dtype}")
+    new = moved.where(~ban, -torch.inf)
+    left = new.amax(-1, keepdim=True).isfinite()
+    refuse_biases(ban & z.isfinite() & ~left, bias, "leave no token")
+    return new
 
 # %% ../nbs/13_penalties.ipynb #703b624f
 def check_sequences(
@@ -356,6 +373,14 @@ def sequence_bias(
     refuse_sequences(ban & ~left, pairs, ids, "leave no token")
     return new
 
+# %% ../nbs/13_penalties.ipynb #8c107ddd
+def bare(
+    text,
+):           # a list of characters
+    "A text without what a tokenizer may change: capitals, accents, blanks."
+    whole = normalize("NFKD", text.casefold())
+    return [c for c in whole if not c.isspace() and not combining(c)]
+
 # %% ../nbs/13_penalties.ipynb #da6d94de
 def forms_of(
     model,    # with a tokenizer
@@ -365,8 +390,9 @@ def forms_of(
     start, found = len(model.encode("")), {}
     for form in (word, word[0].upper() + word[1:], word[0].lower() + word[1:]):
         for text in (form, " " + form):
-            try: found[tuple(model.encode(text)[start:])] = text
-            except ValueError: pass                          # what has no ids is never said
+            try: ids = tuple(model.encode(text)[start:])
+            except ValueError: continue                      # what has no ids is never said
+            if bare(model.decode(ids)) == bare(text): found[ids] = text    # else it is unknown
     return found
 
 def spellings(

@@ -339,9 +339,11 @@ class Screen:
         "The text of a search."
         self.prompt(self.asked.prompt)
         from decoding_book.loop import token_texts
-        ids = best.ids[:len(best.ids) - best.finished]
+        ids, left = best.ids[:len(best.ids) - (best.finished and not best.stops)], len(best.text)
         pieces = token_texts(model.decode, best.prompt_ids, ids)[1]
-        for piece, logprob in zip(pieces, best.logprobs.tolist()): self.piece(piece, logprob)
+        for piece, logprob in zip(pieces, best.logprobs.tolist()):
+            self.piece(piece[:left], logprob)
+            left -= min(left, len(piece))
         self.write("\n")
 
 # %% ../nbs/22_shell.ipynb #a32672d9
@@ -372,7 +374,7 @@ class AsJSON(Screen):
         self.say(text_facts(self.asked, result, model.form, reason=result.reason, steps=steps))
 
     def found(self, best, model):
-        reason = "eos" if best.finished else "length"
+        reason = "stop" if best.stops else "eos" if best.finished else "length"
         self.say(text_facts(self.asked, best, model.form, reason=reason, logprob=best.logprob,
                             score=best.score))
 

@@ -458,10 +458,17 @@ def test_a_kept_prompt_changes_no_beam():
             greedy_search(gpt, prompts, 6, cache=kept), greedy_search(gpt, prompts, 6), strict=True
         ):
             assert got.ids.equal(want.ids) and abs(got.logprob - want.logprob) < 1e-4
+        for batch in (1, 3):
+            both = [
+                best_first_search(gpt, prompts, 4, n_best=3, batch=batch, cache=held)
+                for held in (kept, None)
+            ]
+            for one, other in zip(*both, strict=True):
+                assert [h.ids.tolist() for h in one] == [h.ids.tolist() for h in other]
     read = []
     with gpt.register_forward_pre_hook(lambda model, args: read.append(args[0].shape[1])):
         greedy_search(gpt, first + [3, 4], 2, ignore_eos=True, cache=kept)
     assert read == [2, 1]
-    for search in (greedy_search, partial(beam_search, width=2)):
+    for search in (greedy_search, best_first_search, partial(beam_search, width=2)):
         with pytest.raises(TypeError, match="cache: 7 is not a PromptCache"):
             search(gpt, first, max_new_tokens=3, cache=7)

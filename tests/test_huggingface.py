@@ -10,6 +10,7 @@ from helpers.architectures import tiny as tiny_model
 
 from decoding_book.beam import beam_search
 from decoding_book.entropix import EntropixConfig, EntropySampler, calibrate
+from decoding_book.exhaustive import best_first_search
 from decoding_book.greedy import greedy_search
 from decoding_book.huggingface import (
     HuggingFace,
@@ -19,6 +20,7 @@ from decoding_book.huggingface import (
     SamplerLogitsProcessor,
 )
 from decoding_book.loop import Draw, PromptCache, generate, greedy, left_pad, score, stream
+from decoding_book.penalties import spellings
 from decoding_book.sampler import Sampler
 
 TOLERANCE = 2e-4
@@ -288,7 +290,7 @@ def test_models_that_fill_gaps_are_refused():
 def test_what_is_no_model_is_refused_by_name(tiny):
     from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
-    with pytest.raises(TypeError, match=r"model: 'gpt2' is a name: AutoModel.*\('gpt2'\)"):
+    with pytest.raises(TypeError, match=r"model: 'gpt2' is a name: transformers.AutoModel.*\('gpt2'\)"):
         HuggingFace("gpt2")
     for wrong in (None, 3, [], GPT2LMHeadModel, GPT2Config(), words(), tiny, torch.nn.Linear(2, 2)):
         with pytest.raises(TypeError, match="(?s)model: .* is no model of transformers, such as"):
@@ -891,3 +893,25 @@ def test_a_state_goes_on_one_position_at_a_time():
         score(other("Lfm2"), ids, chunk=8)
     steps, whole = (score(other("Lfm2"), ids, chunk=n)[:, 1:] for n in (1, 256))
     torch.testing.assert_close(steps, whole)
+
+
+def test_without_its_cache_such_a_model_is_searched_best_first():
+    model = other("Lfm2")
+    with pytest.raises(ValueError, match="after `del model.new_cache` it reads whole texts"):
+        best_first_search(model, [[5, 6, 7]], 3)
+    del model.new_cache
+    best = best_first_search(model, [5, 6, 7], 2, n_best=2, batch=3, ignore_eos=True)
+    assert best[0].logprob == pytest.approx(
+        score(model, torch.tensor([5, 6, 7, *best[0].ids]))[0, 3:].sum().item(), abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_an_unknown_word_has_no_spelling(skip):
+    "Its id is that of all words that the tokenizer does not know."
+    adapter = HuggingFace(llama(), words(), skip_special=skip)
+    assert spellings(adapter, "b") == {(3,): " b"}
+    assert spellings(adapter, "b c") == {(3, 4): " b c"}
+    for unknown in ("tea", "b tea", "!"):
+        with pytest.raises(ValueError, match=f"words: {unknown!r} is no text of this model's"):
+            spellings(adapter, ["b", unknown])

@@ -28,6 +28,11 @@ SENTENCES = {  # what is used -> what is said where it is missing (jinja2 comes 
     "Run: pip install 'decoding_book[fast]'",
     "cuda.launch(__import__('torch').zeros(1, 4), None)": "Triton is not installed: "
     "pip install triton",
+    "scale.on_ray([], (), 2, None)": "need the package ray. "
+    "Run: pip install 'decoding_book[scale]'",
+    "scale.parquet()": "need the package pyarrow. Run: pip install 'decoding_book[scale]'",
+    "constrained.matcher('regex', 'a', None, {})": "Grammar needs the package llguidance. "
+    "Run: pip install 'decoding_book[grammar]'",
 }
 
 
@@ -134,7 +139,8 @@ def test_every_module_imports_from_the_wheel_without_extras(installed, tmp_path)
 
 
 def test_what_an_extra_gives_is_named_in_one_sentence_where_it_is_missed(installed, tmp_path):
-    code = "from decoding_book import cuda, fused, smollm, transformer\n" + "".join(
+    modules = ", ".join(sorted({use.partition(".")[0] for use in SENTENCES}))
+    code = f"from decoding_book import {modules}\n" + "".join(
         f"try: {use}\nexcept (ImportError, FileNotFoundError) as error: print(error)\n"
         for use in SENTENCES
     )

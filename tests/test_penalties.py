@@ -248,11 +248,15 @@ Z, IDS = torch.zeros(2, 4), torch.tensor([[0, 1], [2, 3]])
         (lambda: logit_bias(Z, {1: INF}), ValueError, "logit_bias: id 1: inf"),
         (lambda: logit_bias(Z, {1: float("nan")}), ValueError, "logit_bias: id 1: nan"),
         (lambda: logit_bias(Z, [1.0, 2.0]), ValueError, r"logit_bias: shape \(2,\)"),
-        (lambda: logit_bias(Z, [-INF] * 4), ValueError, r"logit_bias, row 0: it leaves no token"),
+        (
+            lambda: logit_bias(Z, [-INF] * 4),
+            ValueError,
+            r"logit_bias, row 0: id 0: -inf, id 1: -inf, id 2: -inf and 1 more leave no token",
+        ),
         (
             lambda: logit_bias(Z + 3e38, {1: 3e38}),
             ValueError,
-            "logit_bias, row 0: it takes a logit out of the range",
+            r"logit_bias, row 0: id 1: 3e\+38 takes a logit out of the range",
         ),
         (lambda: min_length(Z, 0, 1, 4), ValueError, "eos: id 4 is outside"),
         (

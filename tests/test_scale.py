@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from decoding_book.constrained import Constrained, Pattern
 from decoding_book.entropix import EntropySampler
-from decoding_book.loop import generate, greedy
-from decoding_book.sampler import Sampler
+from decoding_book.loop import Draw, generate, greedy
+from decoding_book.sampler import Mirostat, Sampler
 from decoding_book.scale import (
     Decoder,
     decode_batch,
@@ -57,6 +60,55 @@ def test_the_split_does_not_matter(source, tmp_path, size):
     told = decode_file(source, tmp_path / "out", six_words, SAMPLER, batch=size)
     assert told == {"prompts": 23, "errors": 0}
     assert texts(tmp_path / "out") == [alone(i, WORDS[i % 5]) for i in range(23)]
+
+
+@pytest.mark.parametrize("wrapped", [Mirostat(2.0, sampler=SAMPLER), partial])
+def test_a_key_inside_another_chooser_is_the_prompt_s_too(tmp_path, wrapped):
+    source, found = tmp_path / "same.jsonl", []
+    source.write_text('"I"\n' * 5)
+    if wrapped is partial:
+        wrapped = Constrained(Pattern(r"[ a-z]*", six_words()), SAMPLER)
+    for size in (1, 2, 4):
+        decode_file(source, tmp_path / str(size), six_words, wrapped, batch=size)
+        found.append(texts(tmp_path / str(size)))
+    assert found[0] == found[1] == found[2] and len(set(found[0])) > 1
+    assert SAMPLER in (getattr(wrapped, "sampler", None), getattr(wrapped, "choose", None))
+
+
+def test_a_probability_of_zero_is_null_in_a_record(tmp_path):
+    "JSON has no infinity."
+
+    def make():
+        return TableModel([0.5, 0.5, 0], torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, 1]]))
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    source = tmp_path / "p.jsonl"
+    source.write_text("[0]\n[1]\n")
+    decode_file(source, tmp_path / "out", make, trace=True, max_new_tokens=2)
+    lines = part_file(tmp_path / "out", 0).read_text().splitlines()
+    first, _ = (json.loads(line, parse_constant=refuse) for line in lines)
+    assert first["trace"][0] == {"top_ids": [1, 0, 2], "top_logprobs": [0.0, None, None]}
+
+    def never(prediction, context):
+        return Draw(torch.tensor([2]))
+
+    assert decode_batch(make(), 0, [([0], None)], never, max_new_tokens=1)[0]["logprobs"] == [None]
+
+
+def test_a_run_with_a_set_goes_on_in_another_process(source, tmp_path):
+    "Whose sets have another order."
+    code = (
+        "import sys\nfrom decoding_book.scale import decode_file\n"
+        "from decoding_book.toy import six_words\n"
+        "decode_file(*sys.argv[1:], six_words, stop={'coffee', 'water', 'cold', 'like', 'I'})\n"
+    )
+    command = [sys.executable, "-c", code, source, tmp_path / "out"]
+    for seed in ("1", "2"):
+        env = dict(os.environ, PYTHONHASHSEED=seed)
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 def test_a_record_holds_what_the_loop_gives(source, tmp_path):

@@ -523,3 +523,17 @@ def test_an_interrupt_while_it_loads_is_quiet(call, monkeypatch):
 
     monkeypatch.setattr(shell, "load_model", interrupt)
     assert call(SEA) == (130, "", "")
+
+
+@pytest.mark.parametrize("stop", ["coffee", "d coff", "cold coffee", "ffee"])
+def test_a_beam_ends_before_a_stop_string(call, monkeypatch, stop):
+    from decoding_book.toy import six_words
+
+    world = six_words()
+    world.form = "toy"
+    monkeypatch.setattr(shell, "load_model", lambda path, form: (world, None))
+    words = ("I", "--beam", 1, "--max-new-tokens", 5, "--stop", stop)
+    want = generate(world, "I", max_new_tokens=5, stop=stop)
+    said = json.loads(call(*words, "--json")[1])
+    assert (said["text"], said["reason"]) == (want.text, want.reason) and want.reason == "stop"
+    assert call(*words)[1] == want.text + "\n"
