@@ -507,7 +507,8 @@ def test_a_real_model():
 
 
 def test_sets_of_a_real_model_are_nested_to_rounding(full, request, record):
-    "Twenty keys: two texts and the first two of eight, by a model whose rows share their rounding."
+    """Twenty keys: two texts and the first two of eight. The logits of the two searches differ by
+    rounding; a score may differ by more, for a text that was nearly the best of its group."""
     if not full:
         pytest.skip("half a minute: run with --full")
     model, kept = request.getfixturevalue("model"), 0
@@ -517,8 +518,10 @@ def test_sets_of_a_real_model_are_nested_to_rounding(full, request, record):
             for k in (2, 8)
         )
         assert len({h.text for h in eight}) == 8
-        close([h.score for h in two], [h.score for h in eight[:2]], 1e-3)
-        kept += [h.ids.tolist() for h in two] == [h.ids.tolist() for h in eight[:2]]
+        same = [h.ids.tolist() for h in two] == [h.ids.tolist() for h in eight[:2]]
+        if same:
+            close([h.logprob for h in two], [h.logprob for h in eight[:2]], 1e-3)
+        kept += same
     record("of 20 sets of two, those that begin the set of eight", kept)
     assert kept >= 19
 

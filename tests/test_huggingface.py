@@ -290,7 +290,9 @@ def test_models_that_fill_gaps_are_refused():
 def test_what_is_no_model_is_refused_by_name(tiny):
     from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
-    with pytest.raises(TypeError, match=r"model: 'gpt2' is a name: transformers.AutoModel.*\('gpt2'\)"):
+    with pytest.raises(
+        TypeError, match=r"model: 'gpt2' is a name: transformers.AutoModel.*\('gpt2'\)"
+    ):
         HuggingFace("gpt2")
     for wrong in (None, 3, [], GPT2LMHeadModel, GPT2Config(), words(), tiny, torch.nn.Linear(2, 2)):
         with pytest.raises(TypeError, match="(?s)model: .* is no model of transformers, such as"):
