@@ -367,16 +367,17 @@ def draw_bars(
     keep,   # booleans
     title,  # text above, or None
 ):          # the Axes
-    "Draw checked values: bars, names, a number at each end."
-    number = number_format(p)
+    "Draw checked values: bars, names, a percentage at each end."
+    number = number_format([100 * value for value in p])
     for i, (value, kept) in enumerate(zip(p, keep)):
         look = {"color": PALETTE["blue"]} if kept else {"color": "#eee", "hatch": "////"}
         ax.barh(i, value, edgecolor="none" if kept else "#888", **look)
-        ax.text(value, i, f" {number(value)}" + ("" if kept else " removed"), va="center",
+        ax.text(value, i, f" {number(100 * value)} %{'' if kept else ' removed'}", va="center",
                 color="#111" if kept else "#666")
     ax.set_yticks(range(len(p)), [word.replace("$", r"\$") for word in words])
     ax.invert_yaxis()
     ax.set_xlim(0, max(max(p), 1e-9) * 1.35)  # room for the numbers
+    ax.xaxis.set_major_formatter(lambda x, at: f"{100 * x:.3g} %")
     ax.set_xlabel("probability")
     if title: ax.set_title(title, parse_math=False)
     return ax

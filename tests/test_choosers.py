@@ -8,6 +8,7 @@ import threading
 import pytest
 import torch
 
+from decoding_book.constrained import Constrained, Pattern, Vocabulary, token_bytes
 from decoding_book.entropix import EntropixConfig, EntropySampler, PublishedConfig
 from decoding_book.loop import Draw, Prediction, generate, greedy, stream
 from decoding_book.noise import Key, gumbel_max
@@ -102,6 +103,10 @@ CHOOSERS = {
         dry_multiplier=0.5,
     ),
     "mirostat": Mirostat(2.0, 0.4, Sampler(0.9, rows=0, seed=6)),
+    "constrained": Constrained(
+        Pattern(r"((cold|I|like) (coffee|water|I) ){30}", Vocabulary(token_bytes(MODEL), [5])),
+        Sampler(rows=0, seed=7),
+    ),
     "follow": Follow(),
     "alternate": Alternate(),
 }

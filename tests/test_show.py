@@ -325,12 +325,12 @@ def test_bars():
     assert [label.get_text() for label in ax.get_yticklabels()] == WORDS
     assert [bool(bar.get_hatch()) for bar in ax.patches] == [False] * 3 + [True] * 3
     assert [t.get_text().strip() for t in ax.texts] == [
-        "0.500",
-        "0.250",
-        "0.125",
-        "0.062 removed",
-        "0.031 removed",
-        "0.031 removed",
+        "50.0 %",
+        "25.0 %",
+        "12.5 %",
+        "6.2 % removed",
+        "3.1 % removed",
+        "3.1 % removed",
     ]
     assert ax.get_title() == "six words" and ax.yaxis_inverted()
     ax.figure.canvas.draw()
@@ -340,11 +340,11 @@ def test_bars():
 def test_numbers_of_one_figure_have_one_form():
     ax = bars([0.7, 0.1, 0.00613, 3.38e-05, 0.0])
     assert [t.get_text().strip() for t in ax.texts] == [
-        "0.700",
-        "0.100",
-        "0.006",
-        "<0.001",
-        "0.000",
+        "70.0 %",
+        "10.0 %",
+        "0.6 %",
+        "<0.1 %",
+        "0.0 %",
     ]
     ax = heat([[-0.5, -2e-9], [12.5, math.nan]])
     assert [t.get_text() for t in ax.texts] == ["-0.5", ">-0.1", "12.5", "nan"]
