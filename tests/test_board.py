@@ -235,6 +235,21 @@ def test_a_link_shares_what_one_sees(visit):
     assert one == two
 
 
+def test_a_thousand_is_drawn_from_the_row_that_is_asked_for(visit):
+    tab = visit("prompt=list&top_k=3")
+    button, panel = "Draw a thousand", tab.locator("section[aria-label='A thousand draws']")
+    tab.get_by_role("button", name=button).click()
+    panel.wait_for(timeout=30000)
+    seen = panel.inner_text()
+    tab = visit("prompt=capital&top_k=3")
+    tab.evaluate("""() => { const { board } = document.querySelector('.knob-board');
+      board.change({ prompt: 'list', draw: 0 });
+      board.part.many.click(); }""")
+    panel = tab.locator("section[aria-label='A thousand draws']")
+    panel.wait_for(timeout=30000)
+    assert panel.inner_text() == seen
+
+
 def test_wrong_settings_are_named_and_left_out(visit):
     tab = visit("temperature=-1&top_p=0&flavour=2&top_k=7")
     assert tab.evaluate(SEEN)["kept"].__len__() == 7
@@ -243,7 +258,7 @@ def test_wrong_settings_are_named_and_left_out(visit):
     assert "temperature=-1, top_p=0, flavour=2" in said.inner_text()
     number = tab.get_by_label("Top-p, a number")
     number.fill("3")
-    assert number.get_attribute("aria-invalid") == ""
+    assert number.get_attribute("aria-invalid") == "true"  # an empty value says false
     assert len(tab.evaluate(SEEN)["kept"]) == 7
     number.blur()
     assert number.input_value() == "1" and number.get_attribute("aria-invalid") is None

@@ -11,9 +11,12 @@ import torch
 from helpers.numpy_draw import FLOATS, KINDS, LONG, SIZES, TYPES, a_case
 from helpers.stable_sort import stable_argsort
 
+from decoding_book.beam import beam_search
 from decoding_book.entropy import measures
 from decoding_book.noise import Key
 from decoding_book.sampler import DIALECTS, ORDER, Sampler, draw, penalize, truncate
+from decoding_book.toy import TableModel
+from decoding_book.trees import beam_panels
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = np.load(ROOT / "tests/oracle/draw.npz", allow_pickle=False)
@@ -240,3 +243,45 @@ def test_dialects_and_penalties(full, record, monkeypatch):
         H, V = measures(cut.double())
         assert (js["entropy"], js["varentropy"]) == pytest.approx((H.item(), V.item()), abs=1e-6)
     record("javascript_dialects", {"rows": len(requests), "left out": 0})
+
+
+# ---- beam search on the page `play`
+
+BEAM = """
+const fs = require("fs"), vm = require("vm");
+const make = (tag, attributes = {}, ...inside) => ({ tag, attributes, inside });
+const text = (node) => node.inside?.map(text).join("") ?? String(node);
+const found = (node, fits) => !node.inside ? []
+  : [...fits(node) ? [node] : [], ...node.inside.flatMap((part) => found(part, fits))];
+globalThis.knobBoard = { stepper: { style: "", script: "" }, tools: { make,
+  percent: (p) => `${(100 * p).toFixed(p >= 0.01 ? 1 : 3)} %` } };
+vm.runInThisContext(fs.readFileSync(process.argv[1], "utf8"));
+const { search, stepper } = knobBoard.beam;
+const { table, words, prompt, width, end } = JSON.parse(process.argv[2]);
+const textOf = (ids) => ids.map((id) => words[id]).join(" ");
+search(async (ids) => table[[prompt, ...ids].at(-1)], (id) => id === end, width, 5)
+  .then((steps) => console.log(JSON.stringify(
+    found(stepper(steps, textOf([prompt]), textOf), (n) => n.attributes.class === "dw-f")
+      .map((frame) => [
+        found(frame, (n) => n.tag === "b" || n.tag === "em").map(text),
+        found(frame, (n) => n.tag === "p" && n.attributes["data-p"]).map(text)]))));
+"""
+
+
+@pytest.mark.skipif(NODE is None, reason="Node is not installed")
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+@pytest.mark.parametrize("odd", ["", "\u202e\u200b"])
+def test_the_page_s_beam_says_what_the_package_s_stepper_says(width, odd):
+    "Texts that end among them, and signs that cannot be seen."
+    words = ["cold", "coffee", "I", f"like{odd}", "water", "stop"]
+    numbers = torch.Generator().manual_seed(width)
+    rows = (3 * torch.randn(6, 6, generator=numbers, dtype=torch.float64)).softmax(-1)
+    world = TableModel([1 / 6] * 6, rows.tolist(), words, eos="stop")
+    result = beam_search(world, "coffee", width, 5)
+    given = {"table": rows.log().tolist(), "words": words, "prompt": 1, "width": width, "end": 5}
+    command = [NODE, "-e", BEAM, ROOT / "tools/beam.js", json.dumps(given)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    panels = beam_panels(result, tuple(result[0].ids.tolist()))
+    said = [[[x for line in p.lines for x in (line.name, line.fate)], p.said] for p in panels]
+    assert json.loads(done.stdout) == said

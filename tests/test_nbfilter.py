@@ -18,6 +18,7 @@ import pytest
 from build_site import finish, loaded_from_elsewhere, stage
 from nbfilter import (
     Page,
+    figure_text,
     install_cell,
     lines,
     name_index,
@@ -499,3 +500,10 @@ def test_pandoc_s_glossary_is_read(filtered):
     words = glossary_of(html(filtered[ROOT / "nbs/C_glossary.ipynb"]))
     assert words["nucleus"][::2] == ("nucleus", "topp.html")
     assert len({place for place, _, _ in words.values()}) >= 40
+
+
+def test_words_for_a_figure_are_prose():
+    "No heading, no TeX: a screen reader reads them aloud."
+    assert figure_text("", "A mask is $-\\infty$.\n\n## The code") == "A mask is -∞."
+    said = figure_text('ax.set(title="waves")', "x\n\n$$\\sin\\big(t\\big)$$")
+    assert said.startswith("waves. sin") and "\\" not in said

@@ -246,6 +246,47 @@ def test_a_beam_is_stepped_through_by_keyboard(live):
     assert live.evaluate(IDS)[-1] != 2 and len(new(live)) == 0  # the text itself stays
 
 
+SAID = ".kb-said[role=status]"
+
+
+def test_without_a_prompt_nothing_runs(live):
+    go(live, "prompt=My%20name%20is")
+    live.get_by_label("Prompt").fill("")
+    for name in ("Step", "Run 32", "Beam search"):
+        press(live, name)
+        assert new(live) == [] and "Type a prompt first." in live.locator(SAID).last.inner_text()
+    assert live.locator("section[aria-label='Beam search']").is_hidden()
+
+
+BREAK = """() => {
+  const { core } = document.querySelector('.kb-live').board.engine, { decode } = core;
+  let n = 3;
+  core.decode = (...given) => {
+    if (n--) return decode.apply(core, given);
+    core.decode = decode;
+    throw new Error('it broke');
+  }; }"""
+
+
+def test_what_breaks_in_a_run_is_said_and_stays_said(live):
+    go(live, "prompt=My%20name%20is&temperature=0")
+    live.evaluate(BREAK)
+    press(live, "Run 32")
+    live.wait_for_timeout(400)  # a sentence that was to come would be here now
+    assert live.locator(SAID).last.inner_text() == "That failed: it broke."
+    assert len(new(live)) == 3
+
+
+def test_an_address_that_comes_in_a_run_begins_its_text(live):
+    go(live, "prompt=My%20name%20is&temperature=0")
+    live.get_by_role("button", name="Run 32", exact=True).click()
+    live.evaluate("location.hash = 'prompt=One,%20two&temperature=0.3'")
+    live.wait_for_function("document.querySelector('.kb-live').board.text === 'One, two'")
+    live.wait_for_function(IDLE)
+    assert new(live) == [] and live.get_by_label("Prompt").input_value() == "One, two"
+    assert live.get_by_label("Temperature, a number").input_value() == "0.3"
+
+
 def test_by_keyboard_alone(live):
     go(live, "prompt=The%20capital%20of&temperature=0")
     live.get_by_label("Prompt").focus()
@@ -276,6 +317,7 @@ def test_by_keyboard_alone(live):
 
 
 def test_it_fits_a_phone(live):
+    press(live, "Beam search")
     live.set_viewport_size({"width": 390, "height": 844})
     assert live.evaluate("document.documentElement.scrollWidth") <= 390
     small = live.evaluate(
@@ -291,6 +333,7 @@ def test_it_fits_a_phone(live):
 def test_axe_finds_nothing_serious(live, scheme):
     go(live, "prompt=My%20name%20is&temperature=1.5&top_k=1000")  # tokens of many bits
     press(live, "Run 32")
+    press(live, "Beam search")
     live.emulate_media(color_scheme=scheme)
     dark = "document.querySelector('.quarto-dark') !== null"
     live.wait_for_function(f"({dark}) === {'true' if scheme == 'dark' else 'false'}")
@@ -412,3 +455,17 @@ def test_a_page_with_a_place_gets_the_scripts_of_board_and_play():
     scripts = ["board/draw.js", "board/board.js", "play/engine.js", "play/play.js"]
     assert all(page.count(f"../{script}") == 1 for script in scripts)
     assert "play/" not in for_everyone("<title>x</title>", "")
+
+
+def test_words_that_could_not_be_read_are_asked_for_again(browser, address):
+    page, lost = browser.new_page(), []
+    page.route(
+        "**/board/words.js", lambda route: route.continue_() if lost else lost.append(route.abort())
+    )
+    page.goto(f"{address}/board.html")
+    page.locator(".knob-board[data-ready]").wait_for()
+    page.get_by_role("button", name="Draw one").click()
+    page.locator(".kb-said", has_text="words.js could not be read").wait_for()
+    page.get_by_role("button", name="Draw one").click()
+    page.locator(".kb-said", has_text="Drawn: ").wait_for()
+    page.close()

@@ -161,3 +161,9 @@ def test_pages_have_one_title_and_no_error(site, pages):
         text = path.read_text(encoding="utf-8")
         assert text.count("<h1") == 1, f"{path.name}: {text.count('<h1')} first-level headings"
         assert "cell-output-error" not in text, path.name
+
+
+def test_words_for_figures_are_words(site):
+    for path in site.glob("*.html"):
+        for alt in re.findall(r'<img[^>]*?\balt="([^"]*)"', path.read_text(encoding="utf-8")):
+            assert len(alt) > 25 and not re.match(r"#|pip |\\", alt), (path.name, alt)

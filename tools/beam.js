@@ -48,9 +48,13 @@
 
   // ---- what it did
 
+  // what is invisible is made visible, and does not turn the line around
+  const MARKS = { "\n": "↵", "\t": "⇥", "\r": "␍", "\u200c": "\u200c", "\u200d": "\u200d" };
+  const HIDDEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu;
+  const code = (c) => `‹${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}›`;
   const inLine = (text, most = 60) => {
-    const line = text.replace(/\n/g, "↵").replace(/\t/g, "⇥");
-    return line.length <= most ? line : `…${line.slice(-most)}`;
+    const line = [...text.replace(HIDDEN, (c) => MARKS[c] ?? code(c))];
+    return line.length <= most ? line.join("") : `…${line.slice(-most).join("")}`;
   };
 
   function listed(names) {

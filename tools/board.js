@@ -84,7 +84,10 @@
     }));
   let wordsRead;
   const wordsOf = () => (wordsRead ??= load("words", "words.js").then(inflated)
-    .then((bytes) => new TextDecoder().decode(bytes).split("\n")));
+    .then((bytes) => new TextDecoder().decode(bytes).split("\n")).catch((error) => {
+      wordsRead = null;
+      throw error;
+    }));
 
   const percent = (p) => p <= 0 ? "0 %" : p < 1e-5 ? "< 0.001 %"
     : p >= 0.9995 && p < 1 ? "> 99.9 %" : `${(100 * p).toFixed(p >= 0.01 ? 1 : 3)} %`;
@@ -94,6 +97,8 @@
   const spoken = (word) => NAMES[word] ?? (word.replace(/·/g, " ").trim() || "spaces");
 
   const numberIn = (text) => text.trim() === "" ? NaN : Number(text);
+  const mark = (field, good) => good ? field.removeAttribute("aria-invalid")
+    : field.setAttribute("aria-invalid", "true");             // an empty value would say false
 
   // ---- settings, as the address holds them
 
@@ -268,7 +273,7 @@
           [knob.name]: knob.stops ? knob.stops[range.value] : Number(range.value) }));
         number.addEventListener("input", () => {
           const x = numberIn(number.value);
-          number.toggleAttribute("aria-invalid", !knob.fits(x));
+          mark(number, knob.fits(x));
           if (knob.fits(x)) this.change({ [knob.name]: x }, number);
         });
         number.addEventListener("blur", () => this.showKnobs());
@@ -294,7 +299,7 @@
                                autocomplete: "off", size: 8 });
       p.seed.addEventListener("input", () => {
         const good = /^\d{1,20}$/.test(p.seed.value) && BigInt(p.seed.value) < 2n ** 64n;
-        p.seed.toggleAttribute("aria-invalid", !good);
+        mark(p.seed, good);
         if (good) this.change({ seed: String(BigInt(p.seed.value)), draw: 0 }, p.seed);
       });
       p.seed.addEventListener("blur", () => this.showKnobs());
@@ -377,10 +382,11 @@
       this.typing = typing;
       this.keep();
       if (!this.waiting) {
-        this.waiting = requestAnimationFrame(() => {
-          this.waiting = 0;
-          this.refresh(panel);
-        });
+        this.waiting = true;
+        this.fresh = new Promise((done) => requestAnimationFrame(() => {
+          this.waiting = false;
+          done(this.refresh(panel));
+        }));
       }
     }
 
@@ -409,7 +415,11 @@
       }
     }
 
-    say(text) { this.part.said.textContent = text; }
+    // at once, and instead of a sentence that was to come
+    say(text) {
+      clearTimeout(this.saying);
+      this.part.said.textContent = text;
+    }
 
     drawOne() {
       const again = this.race;
@@ -615,9 +625,10 @@
 
     // draws 0 to 999 of the seed, in slices that leave the page alive
     async drawMany() {
+      await this.fresh;                     // the row that is asked for, not the one before
       const { law, state, part: p } = this, counts = new Map(), n = 1000;
       const asked = () => written({ ...this.state, draw: 0 }), before = asked();
-      if (!law) return;
+      if (law?.row !== this.row) return;
       p.many.setAttribute("aria-busy", "true");
       this.say("Drawing a thousand …");
       for (let i = 0, since = performance.now(); i < n; i++) {

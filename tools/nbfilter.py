@@ -17,6 +17,7 @@ from html import escape
 from pathlib import Path
 
 import yaml
+from pages import plain_math
 
 ROOT = Path(__file__).resolve().parent.parent
 DIRECTIVE = re.compile(r"^#\|\s*(\w+)\s*:?\s*(.*)$")
@@ -508,7 +509,9 @@ def figure_text(
 ):
     "The words that stand for a figure where it cannot be seen."
     title = re.search(r"title=([\"'])(.+?)\1", code)
-    paragraph = re.sub(r"\[([^\]]*)\]\([^)]*\)|[*`$]", r"\1", before.strip().split("\n\n")[-1])
+    before = re.sub(r"\$\$?([^$]+)\$\$?", lambda m: plain_math(m[1]), before)
+    said = [part for part in before.strip().split("\n\n") if not part.startswith("#")] or [""]
+    paragraph = re.sub(r"\[([^\]]*)\]\([^)]*\)|[*`]", r"\1", said[-1])
     words = " ".join(([title[2] + "."] if title else []) + paragraph.split())
     return words if len(words) <= 250 else words[:250].rsplit(" ", 1)[0] + " …"
 

@@ -156,12 +156,14 @@
       const p = this.part, { bytes } = given.engine;
       const bar = make("progress", { max: bytes, value: 0, "aria-label": "The model's file" });
       const said = make("p", { class: "kb-note", role: "status" }, "Loading …");
-      p.intro.replaceChildren(bar, said);
+      const count = make("p", { class: "kb-note", "aria-hidden": "true" });   // the bar says it
+      p.intro.replaceChildren(bar, said, count);
       try {
         const file = await heldFile().catch(() => null) ?? await loadedFile((n) => {
           bar.value = n;
-          said.textContent = `${Math.round(n / 1e6)} of ${megabytes(bytes)}`;
+          count.textContent = `${Math.round(n / 1e6)} of ${megabytes(bytes)}`;
         });
+        count.remove();
         bar.removeAttribute("value");
         said.textContent = "The model is being prepared …";
         this.engine = await Engine.of(file);
@@ -233,14 +235,26 @@
 
     // ---- what happens
 
-    // one thing at a time; what goes wrong is said
+    // one thing at a time; what goes wrong is said; whether it went well
     async act(what) {
-      if (this.busy) return;
+      if (this.busy) return false;
       this.busy = true;
       this.place.dataset.busy = "";
-      try { await what(); } catch (error) { this.say(`That failed: ${error.message}.`); }
-      this.busy = false;
-      delete this.place.dataset.busy;
+      try {
+        await (this.doing = what());
+        return true;
+      } catch (error) {
+        this.say(`That failed: ${error.message}.`);
+        return false;
+      } finally {
+        this.busy = false;
+        delete this.place.dataset.busy;
+      }
+    }
+
+    // whether there is a text of the prompt that stands there: begun now if it was not
+    async ready() {
+      return this.row && this.text === this.state.prompt ? true : this.begin();
     }
 
     async begin() {
@@ -252,7 +266,9 @@
       this.say("Reading the prompt …");
       this.points = [await this.point(ids, ids.length)];
       this.text = text;
+      this.part.search.hidden = true;               // it looked ahead from another text
       await this.refresh();
+      return true;
     }
 
     // a point in the text: what the board calls a row
@@ -300,9 +316,8 @@
       let n = 0;
       this.running = true;
       p.run.textContent = "Stop";
-      await this.act(async () => {
-        if (this.text !== this.state.prompt) await this.begin();
-        for (let end = false, had; this.running && n < RUN && !end; n++) {
+      const fine = await this.act(async () => {
+        for (let end = !await this.ready(), had; this.running && n < RUN && !end; n++) {
           had = this.points.length;
           end = this.engine.isEnd(this.drawn);
           await this.accept();
@@ -313,8 +328,7 @@
       const seconds = (performance.now() - since) / 1000;
       this.running = false;
       p.run.textContent = `Run ${RUN}`;
-      if (!n) return;
-      clearTimeout(this.saying);
+      if (!n || !fine) return;
       this.say(`${plural(n, "token")} in ${seconds.toFixed(1)} s, ${(n / seconds).toFixed(1)} a `
         + `second. ${this.sentence()}`);
       Object.assign(this.place.dataset, { tokens: n, seconds });
@@ -322,11 +336,11 @@
 
     // the next tokens by beam search on the model's own law, to step through; the text stays
     async searchOn() {
-      if (this.text !== this.state.prompt || !this.row) await this.begin();
-      if (!this.row) return;
+      if (!await this.ready()) return;
       const { engine } = this, { ids, given: prompt } = this.row;
       const width = Number(this.part.width.value);
       const limit = Math.min(BEAM, CONTEXT - ids.length);
+      if (!limit) return this.say(`${CONTEXT} tokens are all that the engine holds.`);
       let n = 0;
       const steps = await beam.search((more) => {
         this.say(`Beam search: row ${++n} of at most ${1 + width * (limit - 1)} …`);
@@ -366,8 +380,10 @@
       this.state = { ...state, prompt: state.prompt || PROMPT, draw: 0 };
       this.race = true;
       this.wrong = wrong.length ? `Not understood, and left out: ${wrong.join(", ")}. ` : "";
-      if (this.engine && this.text !== this.state.prompt) this.act(() => this.begin());
-      else this.refresh();
+      if (!this.engine || this.text === this.state.prompt) return this.refresh();
+      this.running = false;                         // a run on the former text ends
+      this.showKnobs();
+      Promise.resolve(this.doing).catch(() => {}).then(() => this.act(() => this.begin()));
     }
 
     async refresh(panel) {
