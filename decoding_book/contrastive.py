@@ -95,14 +95,14 @@ class Contrasted:
         combine=contrast,  # (logits, other) -> logits: `contrast`, or `guide` with its numbers
     ):
         self.expert, self.amateur, self.combine = expert, amateur, combine
+        if not callable(combine): raise TypeError(f"combine: {combine!r} is not callable")
         self.vocab_size, models = expert.vocab_size, (expert, amateur)
         if amateur.vocab_size != self.vocab_size:
             raise ValueError(f"amateur: a vocabulary of {amateur.vocab_size}, the expert's has "
                              f"{self.vocab_size}")
         starts = [getattr(m, "start_ids", None) for m in models]
         self.start_ids = starts[0] if starts[0] == starts[1] else None
-        rooms = [m.context for m in models if getattr(m, "context", None)]
-        self.context = min(rooms, default=None)
+        self.context = min((m.context for m in models if getattr(m, "context", None)), default=None)
         if all(hasattr(m, "new_cache") for m in models):
             self.new_cache = lambda rows, length: PairedCache(
                 *(m.new_cache(rows, length) for m in models))
@@ -138,7 +138,7 @@ class PromptedCache:
 
     def crop(self, length):
         "Forget all positions of the text from `length` on."
-        self.memory.crop(self.held + length)
+        if length or self.memory.length: self.memory.crop(self.held + length)    # else unread
 
     def copy(self, rows, length):
         "A cache of its own: row i is row `rows[i]` of this one, and `length` positions fit."

@@ -265,6 +265,7 @@ def stochastic_beam_search(
     held_ids(model, asked.prompts, cache)                               # for its checks
     B = len(asked.prompts)
     many = per_row("k", k, torch.zeros(B, 1), low=1, integer=True).expand(B, 1)[:, 0].tolist()
+    many = [min(n, model.vocab_size**limit) for n, limit in zip(many, asked.limits)]  # all texts
     race, read = run_race(model, asked, max(many) + 1, *race_key(seed, rows, B),
                           checked_process(process, None), cache)
     found = [DistinctTexts(race_texts(model, asked, race, b, n), int(read[b]),
@@ -395,7 +396,7 @@ def majority(
     weights=None,  # of each text
 ):                 # the answer with the largest share, the first of equals, and its share
     "What most texts say."
-    votes = defaultdict(float)
+    votes, answers = defaultdict(float), getattr(answers, "tolist", lambda: answers)()
     for answer, w in zip(answers, vote_weights(weights, len(answers)).tolist()):
         if answer is not None: votes[answer] += w
     if not votes: return None, 0.

@@ -15,7 +15,7 @@ import re
 
 import torch
 
-from .checks import check_number, one_of
+from .checks import NO_FLOAT64, check_number, one_of
 from .entropy import Measures, follow, measure
 from .loop import Context, Draw, LanguageModel, Prediction
 from .noise import Key, check_key
@@ -194,6 +194,13 @@ def published_rules(c, device):
     return send(torch.stack(branches), device)
 
 # %% ../nbs/17_entropix.ipynb #1ce02220
+def exact(
+    x,    # a tensor
+):        # the same numbers in float64
+    "Numbers to decide by; a device without float64 is refused by its name."
+    if x.device.type not in NO_FLOAT64: return x.double()
+    raise ValueError(f"device: {x.device} has no float64, which the policy needs: use the CPU")
+
 def six_measures(
     found,                 # `Measures`
     agreement,             # which field stands for the fifth: "agreement" or "disagreement"
@@ -204,7 +211,7 @@ def six_measures(
                  getattr(found, agreement), found.interaction]
     known = [torch.full_like(found.entropy, usual) if measured is None else measured
              for measured, usual in zip(attention, missing)]
-    return torch.stack([found.entropy, found.varentropy, *known], -1).double()
+    return exact(torch.stack([found.entropy, found.varentropy, *known], -1))
 
 # %% ../nbs/17_entropix.ipynb #aecf4515
 def settings_by_row(
@@ -235,7 +242,7 @@ def apply_rules(
 # %% ../nbs/17_entropix.ipynb #cced3539
 def decide_as_published(c, found, asked):
     "The five branches with the published formulas."
-    ent, vent = found.entropy.double(), found.varentropy.double()
+    ent, vent = exact(found.entropy), exact(found.varentropy)
     calm, wild = vent < c.low_vent_thresh, vent > c.high_vent_thresh
     branch = first_branch((ent < c.low_ent_thresh) & calm, (ent > c.high_ent_thresh) & calm,
                           (ent < c.high_ent_thresh) & wild, (ent > c.med_ent_thresh) & wild)
@@ -335,7 +342,7 @@ def repaired_corners(c, ent, vent):
 # %% ../nbs/17_entropix.ipynb #d711feb3
 def decide_repaired(c, found, asked):
     "The five branches, in units that fit."
-    corners = repaired_corners(c, found.entropy.double(), found.varentropy.double())
+    corners = repaired_corners(c, exact(found.entropy), exact(found.varentropy))
     share = as_shares(c, six_measures(found, "agreement", c.typical[2:]))
     return apply_rules(repaired_rules(c, share.device), first_branch(*corners), share, asked)
 
@@ -423,7 +430,7 @@ def law_of(
 ):                         # (B, V), float64
     "The exact probabilities of the next token under a decision."
     rows = torch.arange(len(logits), device=logits.device)
-    q = truncate(logits, row_sampler(decision, rows)).softmax(-1).double()
+    q = exact(truncate(logits, row_sampler(decision, rows)).softmax(-1))
     q = torch.where((decision.action == BEST_OF_N)[:, None], best_of(q, n), q)
     said = torch.zeros_like(q)
     if clarify: said[:, clarify[0]] = 1

@@ -157,11 +157,12 @@ def follow(
 
     def play(prediction, context):
         found.append(measure(prediction, layers))
-        return Draw(given[context.row, context.lengths])
+        return Draw(given.to(context.row.device)[context.row, context.lengths])
 
     play.attention = attention
     steps = list(stream(model, [r[:1] for r in rows], play, T - 1, ignore_eos=True, alternatives=0))
     real = torch.arange(1, T) < torch.tensor([[len(r)] for r in rows])      # (R, T - 1)
-    def table(columns): return None if columns[0] is None else torch.stack(columns, 1)[real]
+    def table(columns):
+        return None if columns[0] is None else torch.stack(columns, 1).cpu()[real]
     return Track(given[:, 1:][real], real.nonzero()[:, 0], table([s.logprobs for s in steps]),
                  Measures(*(table(list(column)) for column in zip(*map(astuple, found)))))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NUMBERS', 'TYPES', 'FLOATS', 'CENTRE', 'BLOCKS', 'DAMAGE', 'FAMILIES', 'SKIPPED', 'EXPECTED', 'Cursor',
-           'block_numbers', 'NotRead', 'block_size', 'other_type', 'dequantise', 'alignment', 'locate', 'parse_gguf',
-           'read_gguf', 'check_metadata', 'FileIdentity', 'file_identity']
+           'block_numbers', 'NotRead', 'block_size', 'other_type', 'dequantise', 'alignment', 'locate', 'once',
+           'parse_gguf', 'read_gguf', 'check_metadata', 'FileIdentity', 'file_identity']
 
 # %% ../nbs/A_gguf_file.ipynb #90508b1d
 import math
@@ -137,6 +137,17 @@ def locate(
     return whole[first:first + n], kind, tuple(shape[::-1])
 
 # %% ../nbs/A_gguf_file.ipynb #22d5c00f
+def once(
+    what,     # the names are of
+    pairs,    # (name, value)
+):            # {name: value}
+    "A dict, if no name comes twice: of two values nobody can say which one is meant."
+    found = {}
+    for name, value in pairs:
+        if name in found: raise NotRead(f"{what} {name} is there twice")
+        found[name] = value
+    return found
+
 def parse_gguf(
     raw,    # all bytes of a file, writable (a bytearray)
 ):          # metadata {name: value}, tensors {name: (bytes, type, shape)}
@@ -146,12 +157,12 @@ def parse_gguf(
     if (version := here.number("I")) not in (2, 3):
         raise NotRead(f"GGUF of version {version}, expected 2 or 3 (little-endian)")
     tensors, entries = here.number("Q"), here.number("Q")
-    meta = {here.text(): here.value(here.number("I")) for _ in range(entries)}
+    meta = once("entry", ((here.text(), here.value(here.number("I"))) for _ in range(entries)))
     heads = [(here.text(), [here.number("Q") for _ in range(here.number("I"))],
               here.number("I"), here.number("Q")) for _ in range(tensors)]
     start = -(-here.at // alignment(meta)) * alignment(meta)             # the next multiple
     whole = torch.frombuffer(raw, dtype=torch.uint8)
-    return meta, {head[0]: locate(whole, start, head) for head in heads}
+    return meta, once("tensor", ((head[0], locate(whole, start, head)) for head in heads))
 
 # %% ../nbs/A_gguf_file.ipynb #6d720d59
 def read_gguf(

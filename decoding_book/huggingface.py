@@ -182,9 +182,10 @@ def text_functions(
     "A tokenizer behind the two names that this book uses."
     wishes = {"clean_up_tokenization_spaces": False}
     if skip: wishes["skip_special_tokens"] = True
-    def encode(text):
-        if isinstance(text, ChatPrompt): return list(text.ids)
-        return start_ids + tokenizer.encode(text, add_special_tokens=False)
+    def encode(text, control=True):            # False: control tokens in it are text
+        if isinstance(text, ChatPrompt) and control: return list(text.ids)
+        more = {} if control else {"split_special_tokens": True}
+        return start_ids + tokenizer.encode(text, add_special_tokens=False, **more)
     def decode(ids):
         known = text_ids(ids, vocab_size).tolist()
         return tokenizer.decode(known, **wishes)

@@ -9,7 +9,7 @@ __all__ = ['ORDER', 'CUTS', 'LIMITS', 'OFF', 'BACKENDS', 'CHOICES', 'PENALTIES',
            'heat_of', 'stages', 'truncate', 'both', 'probabilities_of', 'draw_plain', 'is_ours', 'missing', 'fastest',
            'find_backend', 'check_parts', 'draw', 'take_on_gpu', 'take_rows', 'settings_of', 'rows_of_call',
            'known_dialect', 'Sampler', 'Stage', 'bits_of', 'next_stage', 'Trace', 'trace_row', 'of_rows',
-           'check_numbers', 'Mirostat']
+           'check_sampler', 'check_numbers', 'Mirostat']
 
 # %% ../nbs/14_sampler.ipynb #3d94e730
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from numbers import Real
 
 import torch
 
-from .checks import check_logits, in_float64, key_part, moved, per_row
+from .checks import check_logits, in_float64, key_part, moved, one_of, per_row
 from .cuts import (entropy_temperature, epsilon_cutoff, eta_cutoff, max_surprisal,
                                 surprisals)
 from .cuts import tail_free, top_n_sigma, typical_p, xtc, xtc_coin
@@ -671,6 +671,13 @@ def of_rows(
     rows = torch.empty(len(context.row), 1, device=context.row.device)
     return per_row(name, value, rows, **limits)[..., 0].expand(len(rows))
 
+def check_sampler(sampler):
+    "Refuse what is no `Sampler`, and one that draws with other noise, which would not be used."
+    if not isinstance(sampler, Sampler): raise TypeError(f"sampler: {sampler!r} is no Sampler")
+    if type(sampler).__call__ is not Sampler.__call__:
+        name = type(sampler).__name__
+        raise TypeError(f"sampler: {name} has noise of its own, which would not be used")
+
 def check_numbers(
     name,     # of a parameter
     value,    # a number, or one for each row of a call
@@ -690,8 +697,8 @@ class Mirostat:
 
     def __post_init__(self):
         for name in "target", "rate": check_numbers(name, getattr(self, name), low=0)
-        if not isinstance(self.sampler, Sampler):
-            raise TypeError(f"sampler: {self.sampler!r} is no Sampler")
+        one_of("renormalised", self.renormalised, (False, True))
+        check_sampler(self.sampler)
 
     def limit(self, context):
         "The limit (b,) on each row's next token, in bits."
@@ -704,8 +711,8 @@ class Mirostat:
         kept, own = max_surprisal(z, self.limit(context)), self.sampler.at(context.row)
         row, place = context.row if own.rows is None else own.rows, context.lengths
         ids = gumbel_max(kept, Key(own.seed, row, place))
-        before, after = (surprisals(x).gather(-1, ids[:, None].to(x.device))[:, 0]
-                         for x in (z, kept))
+        before, after = (s.gather(-1, ids[:, None].to(s.device))[:, 0]
+                         for s in (surprisals(z), surprisals(kept)))
         seen = (after if self.renormalised else before) / exact_log(2.).item()
         target, rate = (of_rows(name, getattr(self, name), context, low=0)
                         for name in ("target", "rate"))

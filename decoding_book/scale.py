@@ -139,12 +139,13 @@ def numbered(
     numbers,    # of the prompts, a list
 ):              # a chooser
     "The chooser, or one that it asks, with these numbers in its keys; one without keys as it is."
-    if hasattr(choose, "rows"): return replace(choose, rows=torch.tensor(numbers))
+    if hasattr(choose, "rows"): choose = replace(choose, rows=torch.tensor(numbers))
     for name in ("sampler", "choose"):
         inner = getattr(choose, name, None)
-        if not hasattr(inner, "rows"): continue
+        own = inner if inner is None else numbered(inner, numbers)
+        if own is inner: continue
         choose = copy(choose)
-        object.__setattr__(choose, name, numbered(inner, numbers))      # it may be frozen
+        object.__setattr__(choose, name, own)                           # it may be frozen
     return choose
 
 # %% ../nbs/23_scale.ipynb #a46d521e

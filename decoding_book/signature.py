@@ -10,6 +10,7 @@ __all__ = ['NOTHING', 'CELL', 'luck_scores', 'gamma_tail', 'context_key', 'place
 # %% ../nbs/27_signature.ipynb #e2506a4c
 import math
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -115,7 +116,7 @@ def as_texts(
     "Texts as checked ids. They may be empty."
     listed = isinstance(text, (list, tuple))
     single = not listed and getattr(text, "ndim", 1) < 2
-    single |= listed and all(isinstance(x, int) for x in text)
+    single |= listed and all(isinstance(x, Integral) for x in text)
     V, rows = getattr(model, "vocab_size", NOTHING), []
     for i, row in enumerate([text] if single else text):
         name = "text" if single else f"text, row {i}"
@@ -228,6 +229,8 @@ def mean_score(
 ):                   # float64 (...)
     "The average score of a token drawn from each row: Σ p H(1/p), with the harmonic number H."
     p = torch.as_tensor(probabilities, dtype=torch.float64)
+    if not ((p >= 0) & (p <= 1 + 1e-6)).all():
+        raise ValueError(f"probabilities: {p.flatten().tolist()[:8]} are no probabilities")
     harmonic = torch.digamma(1 / p.clamp(min=1e-300) + 1) - torch.digamma(torch.ones(()).double())
     return (p * harmonic).sum(-1)
 
@@ -254,7 +257,8 @@ def power_at(
     room = max(3 * edge, 2 * n * mean) + 100
     size = 2 ** math.ceil(math.log2(room / CELL))
     sums = torch.fft.irfft(torch.fft.rfft(law, size) ** n, size)
-    return sums[(torch.arange(size) + n / 2) * CELL >= edge].sum().item()
+    places = torch.arange(size, dtype=torch.float64)
+    return sums[(places + n / 2) * CELL >= edge].sum().item()
 
 # %% ../nbs/27_signature.ipynb #174f33aa
 def tokens_needed(
@@ -294,10 +298,10 @@ def green_logits(
     z = check_logits(logits)
     if z.ndim > 2: raise ValueError(f"logits: shape {tuple(z.shape)}, expected (V,) or (B, V)")
     share = per_row("share", share, z, low=0, high=1, open_low=True)
-    bias = per_row("bias", bias, z).to(z.dtype)
+    bias = per_row("bias", bias, z).to(z)
     words = check_key(key).words(len(z) if z.ndim == 2 else None, z.device)
     bits = hash_bits(torch.arange(z.shape[-1], device=z.device), *words)
-    return z + bias * (bits < share * 2**32)
+    return z + bias * (bits.to(share.device) < share * 2**32).to(z)
 
 def binomial_tail(
     n,       # tokens
@@ -307,7 +311,8 @@ def binomial_tail(
     "The probability that so many tokens of an unsigned text are green."
     k = torch.arange(least, n + 1, dtype=torch.float64)
     ways = math.lgamma(n + 1) - (k + 1).lgamma() - (n - k + 1).lgamma()
-    odds = torch.xlogy(k, torch.tensor(share)) + torch.xlogy(n - k, torch.tensor(1. - share))
+    green, other = torch.tensor([share, 1 - share], dtype=torch.float64)
+    odds = torch.xlogy(k, green) + torch.xlogy(n - k, other)
     return min(1., (ways + odds).exp().sum().item())
 
 # %% ../nbs/27_signature.ipynb #92fab13d
@@ -334,7 +339,7 @@ def green_test(
     found = []
     for i, ids in enumerate(texts):
         keys, counted = place_keys(own_key(key, i), ids, last)
-        green = (uniform_bits(keys, ids[:, None])[:, 0] < share * 2**32) & counted
+        green = (uniform_bits(keys, ids[:, None])[:, 0].double() < share * 2**32) & counted
         n, k = counted.sum().item(), green.sum().item()
         z = (k - share * n) / max(math.sqrt(share * (1 - share) * n), 1e-300)
         found.append(GreenTest(k, n, z, binomial_tail(n, k, share)))

@@ -6,9 +6,9 @@
 __all__ = ['END', 'SIZES', 'ENDS', 'MAY_BE_MISSING', 'USED', 'STATED', 'PACKED', 'DTYPES', 'MOVED', 'weights_path',
            'read_tokenizer', 'check_messages', 'chat_template', 'up_to_end', 'render_chat', 'free_mark', 'shielded',
            'prompt_pieces', 'ChatPrompt', 'chat_prompt', 'turns', 'rotate', 'raw_scores', 'attend', 'average', 'swiglu',
-           'Config', 'check_sizes', 'read_config', 'lay', 'multiply', 'Blocks', 'multiply_blocks', 'has_onednn',
-           'unpacked', 'load', 'own', 'queries_keys_values', 'fetched', 'network', 'run_layers', 'form_of', 'check_ids',
-           'SmolLM2', 'read_gguf', 'dequantise']
+           'Config', 'check_tokens', 'check_sizes', 'read_config', 'lay', 'multiply', 'Blocks', 'multiply_blocks',
+           'has_onednn', 'unpacked', 'load', 'own', 'queries_keys_values', 'fetched', 'network', 'run_layers',
+           'form_of', 'check_ids', 'SmolLM2', 'read_gguf', 'dequantise']
 
 # %% ../nbs/04_smollm.ipynb #bbf9b4c6
 import math
@@ -148,7 +148,7 @@ def chat_prompt(
     "A conversation in which only the template's control tokens are control tokens."
     messages = check_messages(messages, continue_last)
     mark = free_mark("".join(m["role"] + m["content"] for m in messages))
-    control = re.compile(f"({'|'.join(map(re.escape, controls))})")
+    control = re.compile(f"({'|'.join(map(re.escape, sorted(controls, key=len)[::-1])) or '(?!)'})")
     safe = [{key: shielded(value, control, mark) for key, value in m.items()} for m in messages]
     pieces = prompt_pieces(render_chat(template, safe, continue_last), control, mark)
     prompt = ChatPrompt("".join(pieces))
@@ -257,6 +257,17 @@ STATED |= {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm"} | {
         "add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix",
         "remove_extra_whitespaces")}
 
+def check_tokens(path, meta):
+    "Refuse ends that are no ids, and lists of tokens that this tokenizer would misread."
+    for name in filter(meta.__contains__, ENDS):
+        if type(meta[name]) is not int:
+            raise ValueError(f"{path}: {name} is {meta[name]!r}, expected an id")
+    for name in ("tokens", "merges", "token_type"):
+        if not isinstance(meta[f"tokenizer.ggml.{name}"], list):
+            raise ValueError(f"{path}: tokenizer.ggml.{name} is no list")
+    for kind in {*meta["tokenizer.ggml.token_type"]} - {1, 3, 5}:       # normal, control, unused
+        raise ValueError(f"{path}: tokenizer.ggml.token_type {kind} is not known here")
+
 # %% ../nbs/04_smollm.ipynb #c04check
 def check_sizes(
     path,      # for the error
@@ -268,6 +279,7 @@ def check_sizes(
         numbers = (int, float) if name in SIZES[-2:] else (int,)
         if type(value) not in numbers:
             raise ValueError(f"{path}: {name} is {value!r}, expected a number")
+    check_tokens(path, meta)
     limits = [("block_count", config.layers, 1, 1000), ("context_length", config.context, 1, 2**20),
               ("layer_norm_rms_epsilon", config.eps, 0, 1),
               ("head_count_kv", config.kv_heads, 1, config.heads),
@@ -329,6 +341,8 @@ class Blocks:
     def __init__(self, w):
         self.shape, self.dtype = w.shape, w.dtype
         self._blocks = torch.ops.mkldnn._reorder_linear_weight(w, 8)
+
+    def __reduce__(self): return Blocks, (self.plain(),)         # copied deeply, or pickled
 
     def plain(self):
         "The matrix as a tensor of its own."

@@ -16,11 +16,11 @@ from typing import Callable
 
 import torch
 
-from .checks import check_answer, in_float64, text_ids, whole
+from .checks import check_answer, float64_home, in_float64, text_ids, whole
 from .loop import (Context, Draw, Generation, Prediction, as_stops, generate,
                                 greedy, held_ids)
 from .noise import Key, gumbel_max, uniform_bits
-from .sampler import rows_of_call
+from .sampler import check_sampler, rows_of_call
 
 # %% ../nbs/25_speculative.ipynb #5d000024
 @dataclass
@@ -232,8 +232,10 @@ class ModelDrafter:
             own.read = row.ids + drafted
             new = own.read[own.cache.length if own.cache else 0:]
             ids = torch.tensor([new], dtype=torch.long, device=device)
-            laws.append(self.model(ids, cache=own.cache).logits[0])
-            drafted.append(row.draw(laws[-1][None], drafted))
+            law = self.model(ids, cache=own.cache).logits[0]
+            try: drafted.append(row.draw(law[None], drafted))
+            except ValueError: break                      # this law leaves the chooser no token
+            laws.append(law)
         return drafted, laws
 
 # %% ../nbs/25_speculative.ipynb #5d000036
@@ -366,6 +368,7 @@ class _Laws:
     ):
         if not hasattr(sampler, "distribution"):
             raise TypeError(f"sampler: {sampler!r} has no exact law, the rule needs a Sampler")
+        check_sampler(sampler)
         self.sampler = sampler
 
     def law(self, logits, context):
@@ -391,12 +394,12 @@ class AcceptReject(_Laws):
         b, z = len(prediction.logits), prediction.logits
         known = [-1 if d is None else d for d in getattr(prediction, "drafted", [None] * b)]
         given = getattr(prediction, "draft_logits", [None] * b)
-        ids = torch.tensor(known, device=z.device)
-        certain = (torch.arange(z.shape[1], device=z.device) == ids[:, None]).double()
-        drawn = torch.tensor([[law is not None] for law in given], device=z.device)
+        ids = torch.tensor(known, device=float64_home(z.device))
+        certain = (torch.arange(z.shape[1], device=ids.device) == ids[:, None]).double()
+        drawn = torch.tensor([[law is not None] for law in given], device=ids.device)
         if not drawn.any(): return ids, certain
         z = torch.stack([own if law is None else law for own, law in zip(z, given)])
-        return ids, self.law(z, context).double().where(drawn, certain)
+        return ids, in_float64(self.law(z, context)).where(drawn, certain)
 
     def __call__(self, prediction, context):
         p = self.law(prediction.logits, context)
@@ -404,8 +407,8 @@ class AcceptReject(_Laws):
         accept, instead = published_rule(p, q)
         at = ids.clamp(min=0)[:, None]
         u = (uniform_bits(self.key(context, 2), at)[:, 0].double() + .5) / 2**32
-        taken = (ids >= 0) & (u.to(accept) < accept.gather(1, at)[:, 0])
-        ids = ids.where(taken, gumbel_max(instead.log(), self.key(context, 0)))
+        taken = (ids >= 0) & (u < accept.gather(1, at)[:, 0])
+        ids = ids.where(taken, gumbel_max(instead.log(), self.key(context, 0))).to(p.device)
         return Draw(ids, p.gather(1, ids[:, None])[:, 0].log(), (p > 0).sum(-1))
 
 # %% ../nbs/25_speculative.ipynb #5d000055

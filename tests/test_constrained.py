@@ -2,8 +2,11 @@
 
 import importlib.util
 import json
+import math
+import pickle
 import random
 import re
+from collections import Counter
 
 import jsonschema
 import pytest
@@ -34,9 +37,10 @@ from decoding_book.constrained import (
 from decoding_book.entropix import EntropySampler
 from decoding_book.loop import Context, Draw, Prediction, generate, greedy
 from decoding_book.noise import chi_square
-from decoding_book.sampler import Sampler
-from decoding_book.scale import decode_file, results
+from decoding_book.sampler import Mirostat, Sampler
+from decoding_book.scale import decode_batch, decode_file, results
 from decoding_book.smollm import SmolLM2
+from decoding_book.speculative import AcceptReject, ModelDrafter, speculate
 from decoding_book.toy import TableModel, sequence_law, six_words
 
 SIGNS = "aabbc 1٣é:😀]-\n"
@@ -636,6 +640,30 @@ def test_members_come_in_order_and_may_be_left_out():
         (text_of(minLength=-1), "$: minLength: -1 is below 0"),
         (text_of(maxLength=1.5), "$: maxLength: 1.5 is not an integer"),
         ({"const": float("nan")}, "not JSON compliant"),
+        ({"type": "string", "anyOf": [{"type": "integer"}]}, "$: 'type' is not understood here"),
+        ({"const": 1, "enum": [2]}, "$: 'const' beside 'enum'"),
+        ({"type": []}, "$: type [] is not understood"),
+        ({"type": "enum"}, "$: type 'enum' is not understood"),
+        ({"type": [["null"]]}, "$: type ['null'] is not understood"),
+        ({"anyOf": []}, "$: anyOf: [] is no list of at least one entry"),
+        ({"enum": "abc"}, "$: enum: 'abc' is no list"),
+        ({"enum": [{1: 2}]}, "{1: 2} is no object"),
+        ({"type": "object", "properties": {1: {"type": "null"}}}, "$: properties: {1:"),
+        ({"type": "object", "properties": ["a"]}, "$: properties: ['a'] is no object"),
+        (
+            {"type": "object", "required": "a", "properties": {"a": INTEGER}},
+            "required: 'a' is no list",
+        ),
+        (
+            {"type": "object", "additionalProperties": True},
+            "an object that is open is not understood",
+        ),
+        (
+            {"type": "array", "items": INTEGER, "maxItems": None},
+            "$: maxItems: None is not an integer",
+        ),
+        ({"type": "integer", "enum": [math.inf]}, "no value is left"),
+        ({"enum": [{3}]}, "{3}: Object of type set"),
     ],
 )
 def test_schemas_beyond_the_subset_are_refused_with_their_path(schema, says):
@@ -827,3 +855,79 @@ def test_rejection_is_conditioning(world, full):
     both = [torch.cat([x[big], x[~big].sum()[None]]) for x in (counts, truth)]
     assert chi_square(*both) > 1e-4
     assert abs(len(kept) / rows - p.sum()) < 0.02
+
+
+def other_world():
+    "A drafter that knows little: the toy world's words, its rows turned round."
+    w = six_words(eos=None)
+    return TableModel(w.logs[0].exp(), w.logs[1].flip(1).exp(), w.words, eos="stop")
+
+
+def test_the_published_rule_in_a_shape_has_the_masked_law(world):
+    shape, counts = Pattern("I (like |coffee |cold )", world), Counter()
+    law = fitting_law(world, shape, 5, prompt="stop")
+    choose = Constrained(shape, AcceptReject(Sampler(seed=1)))
+    found = speculate(world, ["stop"] * 150, choose, 5, drafter=ModelDrafter(other_world()))
+    counts.update(tuple(ids.tolist()) for ids in found.ids)
+    assert chi_square([counts[ids] for ids in law], [q for _, q in law.values()]) > 1e-4
+
+
+def test_an_adaptive_chooser_learns_nothing_from_drafts(world):
+    shape = Pattern(r"I (\w+ ){0,2}coffee ", world)
+    plain, drafted = (Adaptive(shape, Sampler(seed=1)) for _ in range(2))
+    a = generate(world, ["stop"] * 30, plain, 6)
+    b = speculate(world, ["stop"] * 30, drafted, 6, drafter=ModelDrafter(other_world()))
+    assert all(x.equal(y) for x, y in zip(a.ids, b.ids))
+    assert plain.futures.chance == drafted.futures.chance
+
+
+def test_a_drafter_that_cannot_say_what_fits_costs_passes_only(world):
+    rows = torch.zeros(6, 6)
+    rows[:, 0] = 1
+    stubborn = TableModel(rows[0].tolist(), rows, world.words, eos="stop")  # "cold", always
+    choose = Constrained(Pattern("(I |coffee ){2,3}", world), Sampler(seed=1))
+    found = speculate(world, ["I", "cold"], choose, 5, drafter=ModelDrafter(stubborn))
+    assert found.text == generate(world, ["I", "cold"], choose, 5).text
+
+
+def test_choosers_inside_keep_their_numbers(world):
+    shape = Pattern(r"(\w+ ){3}", world)
+    for inner in (Mirostat(2.0, sampler=Sampler(seed=1)), AcceptReject(Sampler(seed=1))):
+        texts = []
+        for size in (1, 2, 4):
+            parts = [
+                decode_batch(
+                    world, n, [("I", None)] * size, Constrained(shape, inner), max_new_tokens=4
+                )
+                for n in range(0, 4, size)
+            ]
+            texts.append([record["text"] for part in parts for record in part])
+        assert texts[0] == texts[1] == texts[2] and len(set(texts[0])) > 1
+
+
+def test_more_shapes_than_rows_are_refused(world):
+    shapes = [Pattern("I ", world)] * 3
+    with pytest.raises(ValueError, match="shape: 3 shapes for 2 rows"):
+        generate(world, ["", ""], Constrained(shapes), 3)
+    with pytest.raises(ValueError, match="shape: 3 shapes for 2 rows"):
+        beam_search(world, ["", ""], 2, 3, process=Constrained(shapes))
+
+
+def test_a_text_that_a_stop_string_cut_has_no_weight(world):
+    choose = Constrained(Pattern("(I |coffee ){3}", world), Sampler(seed=1))
+    whole, cut = (generate(world, ["I"] * 4, choose, 4, stop=stop) for stop in (None, "coffee"))
+    assert log_weights(whole).isfinite().all() and set(cut.reason) == {"stop"}
+    assert log_weights(cut).isinf().all()
+    assert log_weights(pickle.loads(pickle.dumps(whole))).equal(log_weights(whole))
+
+
+def test_space_is_a_pattern_of_its_own():
+    automaton = Automaton(json_pattern({"type": "array", "items": {"type": "null"}}, space=" |\n"))
+    assert all(map(automaton.fits, ["[null,\nnull, null]", "[null]"]))
+    assert not any(map(automaton.fits, ["[null,\n]", "[null,null]", "[null,"]))
+
+
+def test_a_vocabulary_is_of_bytes():
+    for tokens in (["a ", "b "], [1, 2]):
+        with pytest.raises(TypeError, match="tokens: .*, id 0, is neither bytes nor None"):
+            Vocabulary(tokens, [1])

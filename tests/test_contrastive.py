@@ -16,6 +16,7 @@ from decoding_book.loop import PromptCache, generate, score
 from decoding_book.noise import chi_square
 from decoding_book.sampler import Sampler
 from decoding_book.smollm import SmolLM2
+from decoding_book.speculative import ModelDrafter, speculate
 from decoding_book.temperature import temperature
 from decoding_book.topp import min_p
 from decoding_book.toy import TableModel, sequence_law, six_words
@@ -302,3 +303,23 @@ def test_transformers_writes_the_same_guided_texts(full, request):
             )
             made = generate(guided(ours, ids, away, guidance), [], max_new_tokens=20)
             assert made.ids.tolist() == theirs[0, len(ids) :].tolist()
+
+
+def test_drafts_behind_a_prompt(gpt):
+    choose = Sampler(seed=3, temperature=0.7)
+    for model in (guided(gpt, "abc", "defgh", 2.0), Prompted(gpt, "abc")):
+        for drafter in (None, ModelDrafter(gpt), ModelDrafter(model)):
+            found = speculate(model, ["", "ab"], choose, 6, drafter=drafter)
+            plain = generate(model, ["", "ab"], choose, 6)
+            assert all(a.equal(b) for a, b in zip(found.ids, plain.ids))
+        drafted = speculate(gpt, "ab", choose, 6, drafter=ModelDrafter(model))
+        assert drafted.ids.equal(generate(gpt, "ab", choose, 6).ids)
+    with pytest.raises(ValueError, match="length: 8 is above 5"):
+        cache = Prompted(gpt, "abc").new_cache(1, 9)
+        Prompted(gpt, "abc")(torch.tensor([[1]]), cache=cache)
+        cache.crop(4)
+
+
+def test_what_combines_is_called():
+    with pytest.raises(TypeError, match="combine: 5 is not callable"):
+        Contrasted(WORLD, FLAT, 5)

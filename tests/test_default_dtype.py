@@ -25,7 +25,7 @@ from decoding_book.distinct import (
     stochastic_beam_search,
 )
 from decoding_book.entropix import EntropySampler
-from decoding_book.entropy import attention_measures, entropy, varentropy
+from decoding_book.entropy import attention_measures, entropy, follow, varentropy
 from decoding_book.exhaustive import best_first_search, exhaustive_search
 from decoding_book.fused import fused_sample
 from decoding_book.greedy import greedy_search
@@ -39,8 +39,10 @@ from decoding_book.penalties import (
     presence_penalty,
     repetition_penalty,
 )
-from decoding_book.sampler import Sampler, draw
+from decoding_book.sampler import Mirostat, Sampler, draw
+from decoding_book.signature import binomial_tail, green_logits, green_test, tokens_needed
 from decoding_book.smollm import SmolLM2, turns
+from decoding_book.speculative import AcceptReject, ModelDrafter, speculate
 from decoding_book.temperature import temperature
 from decoding_book.topk import top_k
 from decoding_book.topp import min_p, top_p
@@ -118,6 +120,7 @@ FILTERS = [
     lambda z: gumbel_max(z, Key(3)),
     lambda z: gumbel_top_k(z, [1, 4, 2], Key(3)),
     lambda z: check_logits(z),
+    lambda z: green_logits(z, Key(3, [1, 2, 3]), 0.5, [1, 2.1, 3]),
 ]
 DRAWS = [
     lambda: Sampler(0.8, top_k=20, top_p=0.9, seed=1).distribution(LOGITS),
@@ -156,6 +159,9 @@ CALLS = {
     "exhaustive": lambda: searched(exhaustive_search(six_words(), "I", 3)),
     "best first": lambda: searched(best_first_search(six_words(), "I", 3)),
     "score": lambda: score(six_words(), ["I like", "cold"]),
+    "green test": lambda: tuple(green_test([1, 2, 3, 4] * 9, Key(3), 0.3)),
+    "binomial": lambda: binomial_tail(30, 20, 0.3),
+    "tokens needed": lambda: tokens_needed([[0.5, 0.3, 0.15, 0.05], [0.2, 0.2, 0.3, 0.3]]),
     "sinusoids": lambda: sinusoids(300, 32),
     "turns": lambda: turns(300, 16, 1e4),
     "gpt": trained,
@@ -298,8 +304,23 @@ def test_a_draw_on_a_device_without_float64():
         lambda m: searched(diverse_beam_search(m, "I", 4, 2, 4)),
         lambda m: searched(exhaustive_search(m, "I", 3)),
         lambda m: searched(best_first_search(m, "I", 3)),
+        lambda m: generate(m, ["I", "cold"], Mirostat(2.0, 0.4), 4).ids,
+        lambda m: speculate(m, ["I"], AcceptReject(Sampler()), 4, drafter=ModelDrafter(m)).ids,
+        lambda m: follow(m, ["I like", "cold coffee"], attention=False).logprobs,
     ],
-    ids=["score", "generate", "greedy", "beam", "distinct", "groups", "exhaustive", "best first"],
+    ids=[
+        "score",
+        "generate",
+        "greedy",
+        "beam",
+        "distinct",
+        "groups",
+        "exhaustive",
+        "best first",
+        "mirostat",
+        "drafts",
+        "follow",
+    ],
 )
 def test_searches_and_scores_on_a_device_without_float64(f):
     want = f(Here(six_words()))
@@ -310,3 +331,8 @@ def test_searches_and_scores_on_a_device_without_float64(f):
         elif isinstance(got, list) and isinstance(got[0], torch.Tensor):
             got = [x.cpu() for x in got]
     same(got, want)
+
+
+def test_the_policy_says_that_such_a_device_is_not_enough():
+    with PretendMPS(), pytest.raises(ValueError, match="has no float64, which the policy needs"):
+        generate(There(six_words()), "I", EntropySampler(attention=False), 3)

@@ -692,3 +692,12 @@ def test_what_is_no_weight_is_refused(weights):
 def test_nothing_to_choose_from_is_refused():
     with pytest.raises(ValueError, match="weights"):
         least_risk([], lambda a, b: 1)
+
+
+def test_more_places_than_texts_are_not_made():
+    found = stochastic_beam_search(six_words(), ["", "I"], [10**12, 3], 2)
+    assert [len(f) for f in found] == [31, 3] and found[0].threshold == -math.inf
+
+
+def test_a_tensor_of_answers_is_counted_by_value():
+    assert majority(torch.tensor([1, 1, 2])) == (1, 2 / 3)

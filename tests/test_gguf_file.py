@@ -1,8 +1,10 @@
 """Files of weights: read as the package gguf reads them, refused by name where that is not
 possible."""
 
+import copy
 import importlib.metadata
 import os
+import pickle
 import random
 import struct
 import sys
@@ -373,3 +375,53 @@ def test_the_real_file_is_read_without_optional_packages(monkeypatch):
         3,
         8,
     }
+
+
+def test_a_name_that_is_there_twice_is_refused_by_it(tmp_path):
+    def text(s):
+        return struct.pack("<Q", len(s)) + s.encode()
+
+    entry = text("x.a") + struct.pack("<If", 6, 1)
+    tensor = text("w") + struct.pack("<IQIQ", 1, 3, 0, 0)
+    twice = [([entry] * 2, [tensor], "entry x.a"), ([entry], [tensor] * 2, "tensor w")]
+    for entries, tensors, name in twice:
+        head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(entries))
+        head += b"".join(entries + tensors)
+        path = tmp_path / "x.gguf"
+        path.write_bytes(head + bytes(-len(head) % 32) + struct.pack("<3f", 1, 2, 3))
+        with pytest.raises(NotRead, match=f"{name} is there twice"):
+            read_gguf(path)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("eos_token_id", 2.5),
+        ("eos_token_id", "2"),
+        ("eos_token_id", True),
+        ("eot_token_id", [2]),
+        ("tokens", 5),
+        ("merges", 5),
+        ("token_type", 7),
+        ("token_type", [4] * V),
+        ("token_type", [1] * (V - 1) + [6]),
+    ],
+)
+def test_tokens_that_would_be_misread_are_refused(plain, name, value):
+    tensors = {n: (None, 0, tuple(w.shape)) for n, w in weights().items()}
+    with pytest.raises(ValueError, match=f"^x: tokenizer.ggml.{name}"):
+        read_config("x", plain | {f"tokenizer.ggml.{name}": value}, tensors)
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_of_a_model_is_a_model_of_its_own(tmp_path, plain, way):
+    model = SmolLM2(path=write(tmp_path / "x.gguf", plain, weights()))
+    want, other = model(IDS).logits, way(model)
+    assert other(IDS).logits.equal(want)
+    other.weights.norm.zero_()
+    assert model(IDS).logits.equal(want)
+
+
+def test_a_chat_without_control_tokens(tmp_path, plain):
+    path = write(tmp_path / "x.gguf", plain | {"tokenizer.ggml.token_type": [1] * V}, weights())
+    assert "x" in SmolLM2(path=path).chat([{"role": "user", "content": "x"}])

@@ -18,6 +18,7 @@ from decoding_book.huggingface import (
     KeyedLogitsProcessor,
     RequestLogitsProcessor,
     SamplerLogitsProcessor,
+    text_functions,
 )
 from decoding_book.loop import Draw, PromptCache, generate, greedy, left_pad, score, stream
 from decoding_book.penalties import spellings
@@ -917,3 +918,15 @@ def test_an_unknown_word_has_no_spelling(skip):
     for unknown in ("tea", "b tea", "!"):
         with pytest.raises(ValueError, match=f"words: {unknown!r} is no text of this model's"):
             spellings(adapter, ["b", unknown])
+
+
+def test_text_that_spells_a_control_token_can_be_text():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<unk>", "a", "<", "/", "s", ">", "</s>", "b"]
+    bare = Tokenizer(models.WordLevel({w: i for i, w in enumerate(names)}, unk_token="<unk>"))
+    bare.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    own = PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="</s>", unk_token="<unk>")
+    encode, _ = text_functions(own, [], 8)
+    assert encode("a</s>b") == [1, 6, 7] and encode("a</s>b", control=False) == [1, 2, 3, 4, 5, 7]

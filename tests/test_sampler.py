@@ -211,8 +211,8 @@ LAWS = {
     "bias": dict(logit_bias={0: -2.0, 3: -INF}),
     "typical": dict(typical_p=0.7),
     "epsilon": dict(epsilon_cutoff=0.05),
-    "eta": dict(eta_cutoff=0.2),
-    "sigma": dict(top_n_sigma=1.2),
+    "eta": dict(eta_cutoff=0.02),
+    "sigma": dict(top_n_sigma=2.0),
     "tail": dict(tail_free=0.9),
     "xtc": dict(xtc_probability=0.4, xtc_threshold=0.08),
     "dynamic": dict(temperature=0.9, dynatemp_range=0.6, dynatemp_exponent=1.5),
@@ -231,6 +231,7 @@ def test_chi_square(name, full, record):
     ids = torch.tensor([1, 4, 7, 4, 1])
     sampler = Sampler(**LAWS[name], seed=11)
     q, counts = sampler.distribution(z.double(), ids), torch.zeros(12)
+    assert (q > 0).sum() > 1  # else there is nothing to test
     wide = penalize(z, sampler, ids).expand(batch, -1)
     for position in range(total // batch):
         out = draw(wide, sampler, Key(11, torch.arange(batch), position))
@@ -1438,3 +1439,8 @@ def test_mirostat_refuses(params, error, text):
         Mirostat(**params)
     with pytest.raises(ValueError, match="target: 2 values for 3 rows"):
         generate(six_words(), [""] * 3, Mirostat([1.0, 2.0]))
+
+
+def test_mirostat_is_told_what_follows_by_yes_or_no():
+    with pytest.raises(ValueError, match="renormalised: 'no' is not one of False, True"):
+        Mirostat(renormalised="no")

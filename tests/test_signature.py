@@ -4,7 +4,9 @@ keys of the last tokens, green lists, hostile input."""
 import json
 import math
 from dataclasses import replace
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from helpers.project_files import ROOT
@@ -13,7 +15,7 @@ from scipy import stats
 
 from decoding_book.loop import generate, greedy
 from decoding_book.noise import Key, chi_square, gumbel_max, hash_bits, key_state, uniform_bits
-from decoding_book.sampler import Sampler
+from decoding_book.sampler import Mirostat, Sampler
 from decoding_book.signature import (
     CELL,
     NOTHING,
@@ -31,6 +33,7 @@ from decoding_book.signature import (
     signature,
     tokens_needed,
 )
+from decoding_book.speculative import AcceptReject
 from decoding_book.toy import TableModel, sequence_law
 
 TABLE = torch.tensor([[0.2, 0.5, 0.3], [0.6, 0.1, 0.3], [0.3, 0.3, 0.4]]).double()
@@ -496,3 +499,28 @@ def test_the_record_is_what_the_law_says():
         deviation = math.sqrt(3 / (record["texts"] * record["tokens"])) * row["mean score"]
         want = row["mean score, from the probabilities"]
         assert row["mean score"] == pytest.approx(want, abs=4 * deviation)
+
+
+def test_ids_may_be_numpy_integers():
+    assert (
+        signature([np.int64(3), np.int64(4)], Key(1)).p_value == signature([3, 4], Key(1)).p_value
+    )
+
+
+def test_the_binomial_tail_has_all_its_digits():
+    exact = sum(
+        math.comb(1000, k) * Fraction(3, 10) ** k * Fraction(7, 10) ** (1000 - k)
+        for k in range(400, 1001)
+    )
+    assert math.isclose(binomial_tail(1000, 400, 0.3), float(exact), rel_tol=1e-9)
+
+
+def test_a_mean_score_is_of_probabilities():
+    with pytest.raises(ValueError, match="are no probabilities"):
+        mean_score([0.5, 0.6, -1.0])
+
+
+@pytest.mark.parametrize("chooser", [lambda s: Mirostat(sampler=s), AcceptReject])
+def test_who_draws_with_other_noise_refuses_a_key_of_last_words(chooser):
+    with pytest.raises(TypeError, match="sampler: ContextSampler has noise of its own"):
+        chooser(ContextSampler(seed=1))

@@ -50,6 +50,9 @@ class OnMPS(torch.Tensor):
 
         return super().__getitem__(tuple(map(known, at)) if isinstance(at, tuple) else known(at))
 
+    def new_tensor(self, data, dtype=None, **options):
+        return torch.tensor(data, dtype=dtype or self.dtype).to(NAME)
+
     def tolist(self):
         return self.inner.tolist()
 
