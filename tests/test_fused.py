@@ -448,8 +448,8 @@ def test_chi_square(V, params, full, record):
 # ------------------------------------------------------------------ compiled
 
 
-def run_python(code, cwd=ROOT, **env):
-    "A new Python; numba keeps its code where `env` says."
+def run_python(code, cwd=Path(fused.__file__).parent.parent, **env):
+    "A new Python with the package that is tested; numba keeps its code where `env` says."
     env = {**os.environ, "PYTHONPATH": str(cwd), **env}
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=cwd, env=env, text=True,
