@@ -14,7 +14,15 @@ from helpers.stable_sort import stable_argsort
 from decoding_book.beam import beam_search
 from decoding_book.entropy import measures
 from decoding_book.noise import Key
-from decoding_book.sampler import DIALECTS, ORDER, Sampler, draw, penalize, truncate
+from decoding_book.sampler import (
+    DIALECTS,
+    ORDER,
+    Sampler,
+    draw,
+    penalize,
+    stages,
+    truncate,
+)
 from decoding_book.toy import TableModel
 from decoding_book.trees import beam_panels
 
@@ -180,7 +188,7 @@ const out = asked.map(({ row, ids, given, system, own, key }) => {
     Float32Array.from(row, (x) => x ?? -Infinity), ids, given, settings);
   const kept = book.filter(z, settings), { entropy, varentropy } = book.measures(kept);
   return { z: Array.from(z, (x) => Number.isFinite(x) ? x : null), kept: kept.ids, entropy,
-           varentropy, token: book.draw(z, settings, key).token };
+           varentropy, stages: kept.stages, token: book.draw(z, settings, key).token };
 });
 console.log(JSON.stringify({ out, dialects: book.DIALECTS }));
 """
@@ -239,6 +247,9 @@ def test_dialects_and_penalties(full, record, monkeypatch):
         assert js["z"] == [x if np.isfinite(x) else None for x in z[0].tolist()], what
         cut = truncate(z, sampler)
         assert sorted(js["kept"]) == cut[0].isfinite().nonzero()[:, 0].tolist(), what
+        left = [[name, after.isfinite().sum().item()] for name, after in stages(z, sampler)]
+        heat = "temperature"
+        assert [s for s in js["stages"] if s[0] != heat] == [s for s in left if s[0] != heat], what
         assert js["token"] == draw(z, sampler, Key(**key), "plain").ids.item(), what
         H, V = measures(cut.double())
         assert (js["entropy"], js["varentropy"]) == pytest.approx((H.item(), V.item()), abs=1e-6)

@@ -335,7 +335,7 @@
     buildNumbers() {
       const p = this.part, list = make("dl", { class: "kb-numbers" });
       for (const [name, says] of [["kept", "kept"], ["mass", "of the mass"], ["entropy", "entropy"],
-                                  ["varentropy", "varentropy"]]) {
+                                  ["varentropy", "varentropy"], ["stages", "filter by filter"]]) {
         p[name] = make("dd", {}, "–");
         list.append(make("div", {}, make("dt", {}, says), p[name]));
       }
@@ -536,6 +536,9 @@
       p.mass.textContent = percent(law.mass);
       p.entropy.textContent = both(law.doubtBefore.entropy, law.doubt.entropy, "bits");
       p.varentropy.textContent = both(law.doubtBefore.varentropy, law.doubt.varentropy, "bits²");
+      p.stages.textContent = law.kept.stages.map(([name, n]) =>
+        `${KNOBS.find((knob) => knob.name === name).says.toLowerCase()} leaves ${n}`).join(", ")
+        || "none is on";
       this.showMap();
     }
 

@@ -217,9 +217,9 @@
     return z;
   }
 
-  // What the filters keep of a row: { scores, best, ids, mass }, ids in rank order, and for `race`
-  // the same ids with their scores below the best. A Float32Array is reckoned in float32, as torch
-  // does; any other numbers in float64.
+  // What the filters keep of a row: { scores, best, ids, mass, stages }, ids in rank order, and for
+  // `race` the same ids with their scores below the best; stages: how many each filter left. A
+  // Float32Array is reckoned in float32, as torch does; any other numbers in float64.
   function filter(logits, settings = {}) {
     const asked = { ...DEFAULTS, ...settings };
     check(logits, asked);
@@ -227,7 +227,7 @@
     const on = asked.order.filter((name) => IS_ON[name](asked));
     const first = on[0] === "temperature" && asked.temperature > 0 && on.shift();
     const warm = () => temperature(logits, asked.temperature, span);
-    const state = { scores: first ? warm() : logits.slice(), span, asked };
+    const state = { scores: first ? warm() : logits.slice(), span, asked }, stages = [];
     state.ids = state.whole = ranked(state.scores);
     for (const name of on) {
       if (name !== "temperature") {
@@ -241,6 +241,7 @@
         state.whole = ranked(state.scores);
         state.ids = common(state.whole, state.ids, state.scores.length);
       }
+      stages.push([name, state.ids.length]);
     }
     const { scores, ids } = state, best = scores[ids[0]];
     const order = Int32Array.from(ids), gaps = new Float64Array(ids.length);
@@ -249,7 +250,7 @@
       gaps[n] = span.round(scores[i] - best);
       mass += exp(scores[i] - best);
     });
-    return { scores, best, ids, order, gaps, mass };
+    return { scores, best, ids, order, gaps, mass, stages };
   }
 
   // Less bits, more noise: it is at most that of the least number that begins with as many zeros.
