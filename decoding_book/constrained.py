@@ -664,8 +664,8 @@ def is_of(value, kinds):
     kinds = [kinds] if isinstance(kinds, str) else kinds
     name = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
     if type(value) in name: return name[type(value)] in kinds
-    whole = isinstance(value, int) or isinstance(value, float) and value.is_integer()
-    return "number" in kinds or "integer" in kinds and whole
+    no_part = isinstance(value, int) or isinstance(value, float) and value.is_integer()
+    return "number" in kinds or "integer" in kinds and no_part
 
 # %% ../nbs/24_constrained.ipynb #8280ebd6
 def expect(
@@ -893,8 +893,9 @@ def log_weights(
             raise TypeError(f"result: {type(step.draw).__name__} is no draw of a Constrained")
         total.index_add_(0, step.row.cpu(), step.draw.log_weight.cpu())
     ends = as_stops(result.model)[0] if hasattr(result.model, "eos") else None    # saved: unknown
-    rows = zip(result._rows(lambda step, j: step.ids[j].item()), result._reasons())
-    for r, (ids, why) in enumerate(rows):
+    texts, reasons = result.ids, result.reason
+    if result.single: texts, reasons = [texts], [reasons]
+    for r, (ids, why) in enumerate(zip([ids.tolist() for ids in texts], reasons)):
         fits = why == "eos" or why == "stop" and (ends is None or ids[-1] in ends)
         if not fits: total[r] = -torch.inf
     return total

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from .checks import check_logits, check_number, per_row
+from .checks import check_logits, check_number, per_row, row_name
 from .loop import as_prompts
 from .topp import min_p
 
@@ -31,7 +31,7 @@ def check_ratios(
 ):
     "Refuse what the expert may say and the amateur has removed."
     for *at, token in lost.nonzero()[:1].tolist():
-        raise ValueError(f"other, row {', '.join(map(str, at)) or 0}: token {token} is removed "
+        raise ValueError(f"other, {row_name(at)}: token {token} is removed "
                          "here and not in the logits, so its ratio has no end")
 
 # %% ../nbs/28_contrastive.ipynb #05bd459f

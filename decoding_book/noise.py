@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .checks import check_logits, in_float64, key_part
+from .checks import check_logits, in_float64, key_part, row_name
 
 # %% ../nbs/08_noise.ipynb #003daed7
 def inverse_cdf(
@@ -26,7 +26,7 @@ def inverse_cdf(
         raise ValueError(f"u: shape {tuple(u.shape)}, expected () or {tuple(p.shape[:-1])}")
     total = p.sum(-1)
     for at in (~((total - 1).abs() < 1e-4) | (p < 0).any(-1)).nonzero()[:1].tolist():
-        raise ValueError(f"probabilities: row {', '.join(map(str, at)) or 0} is no distribution: "
+        raise ValueError(f"probabilities: {row_name(at)} is no distribution: "
                          f"{p[tuple(at)].tolist()[:8]} sums to {total[tuple(at)].item():g}")
     for v in u[~((u >= 0) & (u < 1))].tolist()[:1]: raise ValueError(f"u: {v} is outside [0, 1)")
     last = p.shape[-1] - 1 - (p > 0).flip(-1).int().argmax(-1)     # the last possible id

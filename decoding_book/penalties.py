@@ -40,8 +40,8 @@ def check_history(
     mask = mask.expand(ids.shape)
     ids, V = ids.long().where(mask, 0), logits.shape[-1]
     for at in ((ids < 0) | (ids >= V)).nonzero()[:1].tolist():
-        row = ", ".join(map(str, at[:-1])) or 0
-        raise ValueError(f"ids: row {row}: {ids[tuple(at)]} is outside the vocabulary 0..{V - 1}")
+        raise ValueError(f"ids: {row_name(at[:-1])}: {ids[tuple(at)]} is outside the vocabulary "
+                         f"0..{V - 1}")
     return ids, mask
 
 # %% ../nbs/13_penalties.ipynb #4d8c9874
@@ -54,7 +54,7 @@ def _fail(bad, name, value, what):
     "Raise for the first True of `bad` (...): the argument, the row and its value."
     for at in bad.nonzero()[:1].tolist():
         value = torch.as_tensor(value).expand(*bad.shape, 1)[tuple(at)].item()
-        raise ValueError(f"{name}, row {', '.join(map(str, at)) or 0}: {value} {what}")
+        raise ValueError(f"{name}, {row_name(at)}: {value} {what}")
 
 def _in_range(name, value, old, new):
     "`new`, if arithmetic on the logits `old` has kept within the range of their type."
@@ -378,8 +378,8 @@ def bare(
     text,
 ):           # a list of characters
     "A text without what a tokenizer may change: capitals, accents, blanks."
-    whole = normalize("NFKD", text.casefold())
-    return [c for c in whole if not c.isspace() and not combining(c)]
+    plain = normalize("NFKD", text.casefold())
+    return [c for c in plain if not c.isspace() and not combining(c)]
 
 # %% ../nbs/13_penalties.ipynb #da6d94de
 def forms_of(

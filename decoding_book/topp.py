@@ -11,7 +11,7 @@ from math import factorial
 import numpy as np
 import torch
 
-from .checks import check_logits, per_row
+from .checks import check_logits, per_row, row_name
 from .noise import LN2_HIGH, LN2_LOW, exact_log, float64
 
 # %% ../nbs/11_topp.ipynb #44c958dd
@@ -87,7 +87,7 @@ def top_p_mask(
     bad = ~((total - 1).abs() < 1e-2) | (q < 0).any(-1)
     for at in bad.nonzero()[:1].tolist():
         raise ValueError(
-            f"probabilities: row {', '.join(map(str, at)) or 0} is no distribution, it sums to "
+            f"probabilities: {row_name(at)} is no distribution, it sums to "
             f"{total[tuple(at)].item():g} and its least is {q[tuple(at)].min():g}")
     order = q.argsort(dim=-1, descending=True, stable=True)
     weights = (float64(q) * 2.0**51 + 0.5).floor()                    # the total stays below 2^52

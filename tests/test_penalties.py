@@ -22,6 +22,7 @@ from decoding_book.penalties import (
     min_length,
     no_repeat_ngram,
     presence_penalty,
+    repeat_lengths,
     repetition_penalty,
     sequence_bias,
     spellings,
@@ -432,6 +433,11 @@ def test_dry_is_its_definition(full, record):
         longest = max(longest, longest_repeats(z, *check_history(ids, z, mask), stops).max().item())
     assert longest > 5
     record("penalties: longest repetition met by DRY", longest)
+
+
+def test_dry_takes_no_end_for_a_repetition_of_itself():
+    text = torch.tensor([1, 2, 1, 2])
+    assert repeat_lengths(text, text > 0, text < 0).tolist() == [0, 2, 0, 0]
 
 
 def test_dry_has_a_largest_price():
