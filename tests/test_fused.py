@@ -2,6 +2,7 @@
 what it refuses."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -488,17 +489,19 @@ except ImportError as error: print(error)"""
 SMALL = "import numpy as np; from decoding_book import fused; print(fused.mix(np.uint32(5)))"
 
 
-def test_where_nothing_can_be_written(project):
+def test_where_nothing_can_be_written(tmp_path):
     "An installation that cannot be written to, and a user without a cache folder."
-    folder = project / "decoding_book/__pycache__"
-    if folder.exists():
-        subprocess.run(["rm", "-r", folder], check=True)
+    installed = tmp_path / "decoding_book"
+    shutil.copytree(
+        Path(fused.__file__).parent, installed, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    folder = installed / "__pycache__"
     folder.write_text("a file where the folder should be")
     nowhere = {"HOME": str(folder), "XDG_CACHE_HOME": str(folder), "NUMBA_CACHE_DIR": ""}
-    out, err = run_python(SMALL, project, **nowhere).communicate()
+    out, err = run_python(SMALL, tmp_path, **nowhere).communicate()
     assert out.split() == [str(noise.mix(5))], err
-    kept = project / "kept"
-    out, err = run_python(SMALL, project, **{**nowhere, "XDG_CACHE_HOME": str(kept)}).communicate()
+    kept, more = tmp_path / "kept", {"XDG_CACHE_HOME": str(tmp_path / "kept")}
+    out, err = run_python(SMALL, tmp_path, **nowhere | more).communicate()
     assert out.split() == [str(noise.mix(5))] and list(kept.rglob("*.nbc")), err
 
 
