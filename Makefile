@@ -26,9 +26,11 @@ env: $(READY) ## make the environment in .venv (every command below does it when
 $(READY): settings.ini setup.py constraints.txt
 	@echo "Installing into $(VENV) (about a minute the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@# The pins by two processes at once, which saves a third of the time. The lines after it do not rely on it:
-	@# where a pin cannot be had (triton has no wheel for macOS) they find what is missing.
-	@grep -v '^#' constraints.txt | sort -r | xargs -P 2 -n 20 $(INSTALL) --no-deps >$(VENV)/pip.log 2>&1 || true
+	@# The pins by two processes at once, which saves a third of the time. The lines after it do
+	@# not rely on it: where a pin cannot be had (triton has no wheel for macOS) they find what is
+	@# missing.
+	@grep -v '^#' constraints.txt | sort -r | \
+		xargs -P 2 -n 20 $(INSTALL) --no-deps >$(VENV)/pip.log 2>&1 || true
 	@$(INSTALL) -c constraints.txt setuptools
 	@$(INSTALL) --no-build-isolation --use-pep517 -c constraints.txt -e '.[dev]'
 	@$(INSTALL) --no-deps $(FILES)
@@ -54,7 +56,8 @@ notebooks: $(READY) ## run the notebooks' own checks only, results thrown away
 
 verify: $(READY) book ## the full counts, recorded in benchmarks/verify.json, and the mutations
 	@$(INSTALL) -c constraints.txt -e '.[scale,grammar]' --no-build-isolation --use-pep517
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --full --site _site --record benchmarks/verify.json tests $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --full --site _site \
+		--record benchmarks/verify.json tests $(ARGS)
 	@$(BIN)/python tools/mutate.py --jobs $(JOBS) --record benchmarks/verify.json
 
 export: $(READY) ## write decoding_book/ and README.md from the notebooks
@@ -80,7 +83,9 @@ freeze: ## write constraints.txt from a fresh environment
 	@build/freeze/bin/python -m pip install -q torch==2.13.0
 	@build/freeze/bin/python -m pip install -q -e '.[dev]'
 	@build/freeze/bin/python -m pip install -q --no-deps $(FILES)
-	@{ grep '^#' constraints.txt; build/freeze/bin/python -m pip freeze --all --exclude-editable | grep -v "^pip==" | sed 's/+cpu$$//'; } \
+	@{ grep '^#' constraints.txt; \
+		build/freeze/bin/python -m pip freeze --all --exclude-editable \
+		| grep -v "^pip==" | sed 's/+cpu$$//'; } \
 		> build/constraints.txt && mv build/constraints.txt constraints.txt
 	@rm -rf build/freeze
 

@@ -22,16 +22,16 @@ penalties    scores changed by what is said: repetition_penalty, frequency_penal
 sampler      filters in order, the exact law, one draw: Sampler, Mirostat, draw
 fused        the same token, many times faster: fused_sample
 entropy      how unsure a model is, and how: entropy, varentropy, attention_measures
-entropix     a sampler chosen by that doubt: EntropySampler, EntropixConfig
+entropix     a sampler chosen by that doubt: EntropySampler, EntropixConfig, Decision
 kernels      the steps of the draw on a GPU
 cuda         the draw as Triton kernels
-huggingface  models of transformers in this loop: HuggingFace, SamplerLogitsProcessor, KeyedLogitsProcessor
+huggingface  models of transformers in this loop: HuggingFace, SamplerLogitsProcessor
 four_bits    the real model at the bits of its file
 shell        the command decoding-book
 scale        files of prompts, on several workers: decode_file
 constrained  text that fits a pattern or a schema, and its law: Pattern, Constrained, Adaptive
-speculative  drafts, checked in one pass: the same text, sooner: speculate, PromptLookup, ModelDrafter
-distinct     texts that differ, and one chosen of them: stochastic_beam_search, diverse_beam_search, gumbel_top_k
+speculative  drafts, checked in one pass: the same text, sooner: speculate, PromptLookup
+distinct     texts that differ, and one chosen of them: stochastic_beam_search, diverse_beam_search
 signature    whether a text was drawn with a key: signature, Signature, ContextSampler
 contrastive  a row led away from another: guide, contrast, guided
 checks       what refuses bad input by name
@@ -105,6 +105,7 @@ if TYPE_CHECKING:
     from .entropy import attention_measures as attention_measures
     from .entropix import EntropySampler as EntropySampler
     from .entropix import EntropixConfig as EntropixConfig
+    from .entropix import Decision as Decision
     from .huggingface import HuggingFace as HuggingFace
     from .huggingface import SamplerLogitsProcessor as SamplerLogitsProcessor
     from .huggingface import KeyedLogitsProcessor as KeyedLogitsProcessor
@@ -195,6 +196,7 @@ _HOMES = {
     "attention_measures": "entropy",
     "EntropySampler": "entropix",
     "EntropixConfig": "entropix",
+    "Decision": "entropix",
     "HuggingFace": "huggingface",
     "SamplerLogitsProcessor": "huggingface",
     "KeyedLogitsProcessor": "huggingface",

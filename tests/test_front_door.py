@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 HOMES = decoding_book._HOMES
 CONTRACT = """stream generate score TableModel exhaustive_search greedy_search beam_search
 temperature top_k top_p min_p repetition_penalty top_p_mask Sampler fused_sample entropy varentropy
-attention_measures EntropySampler SmolLM2 GPT greedy draw Key Generation Hypothesis""".split()
+attention_measures EntropySampler Decision SmolLM2 GPT greedy draw Key Generation
+Hypothesis""".split()
 
 
 def fresh(code):

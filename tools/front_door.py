@@ -53,7 +53,7 @@ MAP = [
     ("sampler", "filters in order, the exact law, one draw", "Sampler Mirostat draw"),
     ("fused", "the same token, many times faster", "fused_sample"),
     ("entropy", "how unsure a model is, and how", "entropy varentropy attention_measures"),
-    ("entropix", "a sampler chosen by that doubt", "EntropySampler EntropixConfig"),
+    ("entropix", "a sampler chosen by that doubt", "EntropySampler EntropixConfig Decision"),
     ("kernels", "the steps of the draw on a GPU", ""),
     ("cuda", "the draw as Triton kernels", ""),
     (
@@ -166,6 +166,20 @@ if __name__ == "__main__":
 """
 
 
+def map_line(
+    module,  # Its name
+    what,  # What it holds
+    names,  # Those that the front door opens
+):
+    "A module on the map: its first three names, as far as the line has room."
+    line, mark = f"{module:<12} {what}", ": "
+    for name in names[:3]:
+        if len(line + mark + name) > 100:
+            break
+        line, mark = line + mark + name, ", "
+    return line
+
+
 def front_door():
     "The text of decoding_book/__init__.py."
     config = ConfigParser(delimiters=["="])
@@ -176,10 +190,7 @@ def front_door():
     return TEMPLATE.format(
         title=settings["title"],
         version=settings["version"],
-        map="\n".join(
-            f"{module:<12} {what}" + (f": {', '.join(names[:3])}" if names else "")
-            for module, what, names in here
-        ),
+        map="\n".join(map_line(*row) for row in here),
         imports="\n".join(
             f"    from .{module} import {name} as {name}" for name, module in homes.items()
         ),
