@@ -9,7 +9,7 @@ __all__ = ['QUANTIFIER', 'CLASS', 'ESCAPE', 'OVER', 'CHARACTER', 'INTEGER', 'SCA
            'byte_alphabet', 'token_bytes', 'Vocabulary', 'states_after', 'spelt', 'search_end', 'check_shapes', 'Shape',
            'TokenStates', 'Pattern', 'mask_of', 'state_after', 'make_masks', 'ConstrainedDraw', 'with_weight',
            'mask_logits', 'check_constraint', 'log_probability', 'guess_under', 'under_mask', 'log_ratio',
-           'Constrained', 'shape_of_row', 'mask_rows', 'one_of_patterns', 'quoted', 'is_of', 'expect', 'members',
+           'Constrained', 'shape_of_row', 'mask_rows', 'quoted', 'is_of', 'expect', 'one_of_patterns', 'members',
            'object_pattern', 'array_pattern', 'count_limits', 'check_types', 'enum_pattern', 'kind_of', 'value_pattern',
            'json_pattern', 'Spelling', 'matcher', 'Grammar', 'beginnings', 'fitting_law', 'log_weights', 'Futures',
            'Adaptive', 'texts_of']
@@ -645,8 +645,6 @@ NOTES = {"type", "title", "description", "default", "examples", "$schema", "$id"
 
 JSON_TYPES = "object", "array", "string", *SCALARS
 
-def one_of_patterns(patterns): "Any of some patterns."; return f"(?:{'|'.join(patterns)})"
-
 def quoted(value, comma, colon):
     "A value's own text as a pattern."
     if isinstance(value, list):
@@ -679,6 +677,10 @@ def expect(
     if not isinstance(value, kind) or not texts or len(value) < least:
         what = {list: "list", dict: "object"}[kind] + (" of at least one entry" if least else "")
         raise ValueError(f"schema: {where}: {value!r} is no {what}")
+
+def one_of_patterns(patterns):
+    "Any of some patterns."
+    return f"(?:{'|'.join(patterns)})"
 
 def members(
     parts,    # (pattern, whether it must be there) in order

@@ -80,7 +80,7 @@ class Hypotheses(Result, list):
         self.rows, self.bound, self.proven, self.steps = rows, bound, proven, steps
 
     @property
-    def model(self): "Whose texts these are, or None."; return self[0].model if self else None
+    def model(self): return self[0].model if self else None   # whose texts these are
 
     def with_model(self, model):
         texts = [h.with_model(model) for h in self]

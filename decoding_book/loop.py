@@ -484,7 +484,9 @@ class _Record(Result):
     def _unwrap(self, rows): return rows[0] if self.single else rows
 
     @property
-    def prompt_ids(self): "What was given, ids (T,)."; return self._unwrap(self.prompts)
+    def prompt_ids(self):
+        "What was given, ids (T,)."
+        return self._unwrap(self.prompts)
     @property
     def ids(self):
         "The new ids (T,), the end mark included."

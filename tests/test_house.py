@@ -120,6 +120,36 @@ def test_lines_are_at_most_100_columns_wide(path):
     assert wide == []
 
 
+def crowded(source):
+    """The lines that hold two statements. A `;` at a line's end, by which a cell shows no value, is
+    not between two; `class Refused(ValueError): "Its words"` holds one."""
+    for node in ast.walk(ast.parse(source)):
+        for part in ("body", "orelse", "finalbody"):
+            block = getattr(node, part, [])
+            pairs = zip(block, block[1:]) if isinstance(block, list) else ()
+            yield from (two.lineno for one, two in pairs if two.lineno <= one.end_lineno)
+
+
+def python(path):
+    "(place, source) of a file's Python; lines of IPython's own (`%pip …`) are left out."
+    if path.suffix == ".ipynb":
+        for n, source in cells(path):
+            lines = source.splitlines()
+            yield f"cell {n}", "\n".join("" if x[:1] in {"%", "!"} else x for x in lines)
+    else:
+        yield "line", path.read_text(encoding="utf-8")
+
+
+WRITTEN = [*NOTEBOOKS, *(p for p in tracked() if p.suffix == ".py" and p not in MODULES)]
+WRITTEN = [p for p in WRITTEN if p.stem != "21_four_bits"]
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_a_line_holds_one_statement(path):
+    found = {f"{place}: {line}" for place, s in python(path) for line in crowded(s)}
+    assert found == set()
+
+
 @pytest.mark.parametrize("command", [["check", "--quiet"], ["format", "--check", "--quiet"]])
 def test_scripts_and_tests_are_in_the_style_of_ruff(command):
     done = subprocess.run(
@@ -158,8 +188,8 @@ def test_words_are_spelt_as_dictionaries_have_them(tmp_path):
 
 
 def test_each_hook_before_a_commit_runs_a_check_that_is_there():
-    """ruff, its format, codespell as `.codespellrc` has it (which the program finds by itself), what
-    cleans notebooks and what exports them."""
+    """ruff, its format, codespell as `.codespellrc` has it (which the program finds by itself), and
+    what cleans and exports notebooks."""
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     hooks = {hook["id"]: hook for repo in config["repos"] for hook in repo["hooks"]}
     assert {"ruff", "format", "codespell", "clean", "export"} <= set(hooks)
