@@ -33,8 +33,9 @@ def log_normalizer(
     log_z = z.logsumexp(-1)
     for at in (~log_z.isfinite()).nonzero()[:1].tolist():
         row = logits[tuple(at)]
-        what = ("NaN" if row.isnan().any() else
-                "+inf" if (row == inf).any() else "no finite logit")
+        what = "no finite logit"
+        if (row == inf).any(): what = "+inf"
+        if row.isnan().any(): what = "NaN"
         raise ValueError(f"logits: {row_name(at)}{where} has {what}")
     return log_z
 

@@ -745,8 +745,9 @@ def enum_pattern(schema, path, comma, colon):
 def kind_of(schema, path):
     "What a schema is a schema of, all its keywords known."
     if not isinstance(schema, dict): raise ValueError(f"schema: {path}: {schema!r} is no schema")
-    kind = "anyOf" if "anyOf" in schema else "enum" if {"enum", "const"} & schema.keys() else None
-    kind = kind or schema.get("type")
+    kind = schema.get("type")
+    if {"enum", "const"} & schema.keys(): kind = "enum"
+    if "anyOf" in schema: kind = "anyOf"
     kinds = kind if isinstance(kind, list) else [kind]
     check_types(schema, path)
     known = NOTES.union(*(KEYWORDS.get(k, ()) for k in kinds))

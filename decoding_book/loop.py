@@ -139,7 +139,9 @@ def as_stops(
     ignore_eos=False,
 ):               # the set of ids and the list of strings that end a row
     "The stop rules, checked and sorted into ids and strings."
-    rules = stop if isinstance(stop, (list, tuple, set)) else [] if stop is None else [stop]
+    rules = [stop]
+    if stop is None: rules = []
+    elif isinstance(stop, (list, tuple, set)): rules = stop
     ids = set() if ignore_eos else {model.eos, *getattr(model, "end_ids", ())} - {None}
     for rule in rules:
         if isinstance(rule, str):
@@ -273,7 +275,8 @@ def _note(model, texts, row, chosen, lengths, end_ids, limit, last):
     "What each row's new token adds to its text, and why the row ends, or None; `last`: why all do."
     added, ended = [], []
     for r, id, length in zip(row.tolist(), chosen.tolist(), lengths.tolist()):
-        why = "eos" if id == model.eos and id in end_ids else "stop" if id in end_ids else None
+        why = None
+        if id in end_ids: why = "eos" if id == model.eos else "stop"
         cut = last or ("context" if length >= limit else None)
         added.append(texts[r].grow([] if why else [id], bool(cut), bool(why)))
         ended.append(why or ("stop" if texts[r].stopped else cut))

@@ -207,7 +207,8 @@ def check_together(
         raise Refused(2, "--beam and --entropy: a text is either searched for or drawn")
     if asked.beam is not None and asked.explain:
         raise Refused(2, "--explain: a beam removes no token, it compares whole texts")
-    rival = "--entropy" if asked.entropy else None if asked.beam is None else "--beam"
+    rival = "--entropy" if asked.entropy else None
+    if asked.beam is not None: rival = "--beam"
     taken = [option(name) for name in knobs if rival == "--beam" or name != "seed"]
     if rival and taken: raise Refused(2, f"{taken[0]} has no effect with {rival}")
 
@@ -422,7 +423,8 @@ class AsJSON(Screen):
         self.say(text_facts(self.asked, result, model.form, reason=result.reason, steps=steps))
 
     def found(self, best, model):
-        reason = "stop" if best.stops else "eos" if best.finished else "length"
+        reason = "eos" if best.finished else "length"
+        if best.stops: reason = "stop"
         self.say(text_facts(self.asked, best, model.form, reason=reason, logprob=best.logprob,
                             score=best.score))
 
@@ -521,7 +523,9 @@ def run(
 ):            # the exit status
     "Do what was asked for."
     with no_collection(): choose, model, prompt = prepare(asked)
-    screen = (AsJSON if asked.json else Explained if asked.explain else Screen)(asked, out)
+    kind = Explained if asked.explain else Screen
+    if asked.json: kind = AsJSON
+    screen = kind(asked, out)
     if choose is not None: return follow_stream(asked, model, prompt, choose, screen)
     from decoding_book.beam import beam_search
     with refusing(2):

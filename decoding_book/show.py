@@ -480,7 +480,8 @@ def draw_moves(
     ax = ax or new_axes(.8 + .8 * len(moves), 1.7)
     for a, sign, b in [(a, sign, b) for a, to in moves.items() for sign, b in to.items()]:
         gap, rad = (.2 if b > a else -.2), (0 if b == a + 1 else -.45)
-        height, place = (.03, .16) if b == a + 1 else (.12, .4) if b > a else (-.12, -.5)
+        height, place = (.12, .4) if b > a else (-.12, -.5)
+        if b == a + 1: height, place = .03, .16
         if a == b: gap, rad, height, place = -.14, 2, -.18, -.56
         look = dict(arrowstyle="-|>", color="#444", connectionstyle=f"arc3,rad={rad}")
         ax.annotate("", (b - gap, height), (a + gap, height), arrowprops=look)

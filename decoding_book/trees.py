@@ -183,13 +183,16 @@ def box_svg(entry, x, y, kept, win, lost=False):
     "One text of a beam: its newest token and its probability."
     p = percent(math.exp(min(entry["logprob"], 0.)))
     score = "" if entry["score"] == entry["logprob"] else f", score {entry['score']:.3f}"
-    status = ("finished" if entry["finished"] else "kept") if kept else "cut"
+    status = "finished" if entry["finished"] else "kept"
+    if not kept: status = "cut"
+    fate = "lost" if lost else ""
+    if win: fate = "win"
     title = svg_title(f"{entry['text']}: {p}, log-probability {entry['logprob']:.3f}{score}, "
                       f"{status}")
     frame = f'<rect x="{x + 2.5}" y="{y + 2.5}" width="{BOX - 5}" height="23" fill="none"/>'
     fill = 'fill="#56B4E9" fill-opacity=".25"' if kept else 'fill="none"'
     return (f'<g class="{"" if kept else "cut"}">{title}<rect x="{x}" y="{y}" width="{BOX}" '
-            f'height="28" rx="3" {fill} class="{"win" if win else "lost" if lost else ""}"/>'
+            f'height="28" rx="3" {fill} class="{fate}"/>'
             f'{frame if entry["finished"] else ""}<text x="{x + 5}" y="{y + 12.5}">'
             f'{svg_text(fitted(entry["token"], 7))}</text>'
             f'<text class="s" x="{x + 5}" y="{y + 23}">{p}</text></g>')
@@ -198,7 +201,9 @@ def box_svg(entry, x, y, kept, win, lost=False):
 def edge_svg(x, y, y0, win, lost=False):
     "The line from a text to one that it became."
     a, b = x - STEP + BOX, x
-    return (f'<path class="e{" win" if win else " lost" if lost else ""}" '
+    fate = " lost" if lost else ""
+    if win: fate = " win"
+    return (f'<path class="e{fate}" '
             f'd="M{a} {y0 + 14}C{a + 8} {y0 + 14} {b - 8} {y + 14} {b} {y + 14}"/>')
 
 # %% ../nbs/A_trees.ipynb #89f4cd81
@@ -328,9 +333,9 @@ def token_panel(
     asked = f'After "{in_line(text)}"' if text else "At the start"
     what = "gives every token a score, its logit." if scores else (
         "scored every token; here its scores are less a constant, which softmax does not see.")
-    where = (f", not among the {len(place)} most probable" if chosen not in top else
-             ", the most probable" if place[0] == chosen else
-             f", number {place.index(chosen) + 1} by probability")
+    where = f", not among the {len(place)} most probable"
+    if chosen in top: where = f", number {place.index(chosen) + 1} by probability"
+    if place[:1] == [chosen]: where = ", the most probable"
     said = [f"{asked} the model {what}{best}", "Softmax makes probabilities of the scores"
             + (f': "{lines[0].name}" {percent(lines[0].p)}.' if place else "."),
             f'Chosen: "{lines[list(all_of).index(chosen)].name}"{where if place else ""}.',
@@ -366,7 +371,8 @@ def standing(
     if now is None and ended: return f' "{name}" leaves the beam.'
     if now is None: return f' "{name}" is cut, and whatever begins with it is lost.'
     if now == 1: return f' "{name}" ' + ("overtakes: first place." if was > 1 else "is in front.")
-    verb = ("falls back to" if 0 < was < now else "moves up to" if was > now else "waits in")
+    verb = "moves up to" if was > now else "waits in"
+    if 0 < was < now: verb = "falls back to"
     return f' "{name}" {verb} place {now}.'
 
 def listed(names):
@@ -380,9 +386,10 @@ def beam_panel(kept, cut, before, prompt, follow, decode):
     "Continue, cut: a step of a beam after the texts `before`."
     def name(path): return in_line(decode(list(path.ids)))
     ranked = any(path.score != path.total for path in kept + cut)
+    fates = ["kept, ended" if path.finished else "kept" for path in kept] + ["cut"] * len(cut)
     lines = [Line(name(path), f"{path.score:.2f}" if ranked else "", math.exp(min(path.total, 0.)),
-                  ("kept, ended" if path.finished else "kept") if n < len(kept) else "cut",
-                  path.ids == follow[:len(path.ids)]) for n, path in enumerate(kept + cut)]
+                  fate, path.ids == follow[:len(path.ids)])
+             for path, fate in zip(kept + cut, fates)]
     going = [name(p) for p in before if not p.finished]
     ended = [name(p) for p in before if p.finished and p in kept + cut]
     asked = f'After "{in_line(prompt)}"' if prompt else "At the start"

@@ -159,17 +159,8 @@ def by_hand(c, e, v, ae, av, agree, s, asked):
         v < c.low_vent_thresh,
         v > c.high_vent_thresh,
     )
-    branch = (
-        0
-        if low and calm
-        else 1
-        if high and calm
-        else 2
-        if low and wild
-        else 3
-        if high and wild
-        else 4
-    )
+    rules = (low and calm, high and calm, low and wild, high and wild, True)
+    branch = rules.index(True)
     if branch == 0 or branch == 1 and not asked:
         return branch, branch, NAN, NAN, -1, NAN
     T, p, k, m = c.temp, c.top_p, c.top_k, c.min_p

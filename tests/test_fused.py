@@ -117,7 +117,10 @@ def test_same_token(kind, full, record):
 def test_same_token_in_lists(sizes, full, record):
     "Rows that strain the lists, plain numbers as parameters and lists of them."
     rng, rows, seen = np.random.default_rng(sizes[0]), 0, Counter()
-    while rows < ((100_000 if sizes[0] == 1 else 40_000) if full else 700):
+    enough = 700
+    if full:
+        enough = 100_000 if sizes[0] == 1 else 40_000
+    while rows < enough:
         V, B, kind = int(rng.choice(sizes)), int(rng.integers(1, 25)), str(rng.choice(SPECIAL))
         z = in_type(special(rng, kind, B, V), getattr(torch, str(rng.choice(TYPES))))
         row = None if rng.random() < 0.5 else torch.from_numpy(rng.integers(0, 2**32, B))
@@ -433,7 +436,9 @@ LAWS = [dict(), dict(top_k=7), dict(top_p=0.9), dict(min_p=0.2),
 @pytest.mark.parametrize("params", LAWS, ids=str)
 @pytest.mark.parametrize("V", [12, 1400])
 def test_chi_square(V, params, full, record):
-    n = (1_000_000 if V == 12 else 40_000) if full else (100_000 if V == 12 else 4000)
+    n = 100_000 if V == 12 else 4000
+    if full:
+        n = 1_000_000 if V == 12 else 40_000
     z = torch.randn(1, V, generator=torch.Generator().manual_seed(5)) * (1.5 if V == 12 else 0.7)
     q, counts, batch = Sampler(**params).distribution(z.double())[0], torch.zeros(V), n // 20
     for position in range(20):

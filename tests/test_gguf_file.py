@@ -184,7 +184,7 @@ def test_zeros_that_mean_something(plain, tmp_path):
         )
         model = SmolLM2(path=path)
         assert model.eos == (0 if name == "eos" else 2)
-        assert set(model.end_ids) == ({0} if name == "eos" else {0, 2} if name == "eot" else {2})
+        assert set(model.end_ids) == {"eos": {0}, "eot": {0, 2}}.get(name, {2})
     path = write(
         tmp_path / "eps.gguf", plain | {"llama.attention.layer_norm_rms_epsilon": 0.0}, weights()
     )

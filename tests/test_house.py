@@ -150,6 +150,20 @@ def test_a_line_holds_one_statement(path):
     assert found == set()
 
 
+def choices_in_choices(source):
+    "The lines of `a if x else b if y else c`, and of its like."
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.IfExp):
+            parts = node.test, node.body, node.orelse
+            yield from (node.lineno for part in parts if isinstance(part, ast.IfExp))
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_a_conditional_expression_holds_no_other(path):
+    found = {f"{place}: {line}" for place, s in python(path) for line in choices_in_choices(s)}
+    assert found == set()
+
+
 @pytest.mark.parametrize("command", [["check", "--quiet"], ["format", "--check", "--quiet"]])
 def test_scripts_and_tests_are_in_the_style_of_ruff(command):
     done = subprocess.run(

@@ -336,13 +336,11 @@ def imports_of_chapters():
             if cell["cell_type"] != "code":
                 continue
             for node in ast.walk(ast.parse(text(cell))):
-                names = (
-                    [a.name for a in node.names]
-                    if isinstance(node, ast.Import)
-                    else [node.module]
-                    if isinstance(node, ast.ImportFrom)
-                    else []
-                )
+                names = []
+                if isinstance(node, ast.Import):
+                    names = [a.name for a in node.names]
+                if isinstance(node, ast.ImportFrom):
+                    names = [node.module]
                 yield from (name.split(".")[0] for name in names)
 
 

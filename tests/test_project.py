@@ -199,13 +199,11 @@ def imported(path):
         if f is not n and isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef))
     }
     for node in ast.walk(tree):
-        names = (
-            [a.name for a in node.names]
-            if isinstance(node, ast.Import)
-            else (
-                [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-            )
-        )
+        names = []
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module or ""]
         yield from ((n.split(".")[0], id(node) not in inner) for n in names)
 
 

@@ -194,13 +194,11 @@ def test_a_step_of_the_loop_says_what_the_record_says(choose, alternatives):
             largest = w.words[q.argmax()]
             assert f'The largest: "{largest}" {logits.max():.2f}.' in panel.said[0]
             assert f': "{largest}" {percent(q.max().item())}.' in panel.said[1]
-            where = (
-                "the most probable"
-                if rank == 1
-                else f"number {rank} by probability"
-                if rank <= alternatives
-                else f"not among the {alternatives} most probable"
-            )
+            where = f"not among the {alternatives} most probable"
+            if rank <= alternatives:
+                where = f"number {rank} by probability"
+            if rank == 1:
+                where = "the most probable"
             assert where in panel.said[2]
         text += " " + word
         assert f'Appended: "{text}".' in panel.said[3]

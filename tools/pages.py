@@ -172,7 +172,8 @@ def prose_of(
                 pass
         else:
             apart = tag[2] in NO_PROSE or APART.search(piece)
-            inside.append((tag[2], False if apart else True if tag[2] in PROSE else None))
+            prose = True if tag[2] in PROSE else None
+            inside.append((tag[2], False if apart else prose))
 
 
 def with_terms(

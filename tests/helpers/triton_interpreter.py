@@ -107,7 +107,8 @@ def short_cuts(core, semantic):
         if key not in constants:
             scalar = core.tensor(beside.handle, beside.dtype)
             a, b = check(self, *((x, scalar) if first else (scalar, x)), *rules)
-            constants[key] = (a if first else b) if (b if first else a) is scalar else None
+            made, other = (a, b) if first else (b, a)
+            constants[key] = made if other is scalar else None
         return constants[key]
 
     def both(
