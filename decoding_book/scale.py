@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['kept', 'read_line', 'parquet', 'read_parquet', 'read_prompts', 'complaint', 'for_json', 'trace_of', 'record_of',
            'numbered', 'decode_batch', 'part_file', 'write_lines', 'Decoder', 'option_name', 'name_of', 'has_parts',
-           'keep_plan', 'batches_of', 'on_ray', 'run_batches', 'decode_file', 'results', 'write_results']
+           'keep_plan', 'batches_of', 'on_ray', 'run_batches', 'results', 'decode_file', 'write_results']
 
 # %% ../nbs/23_scale.ipynb #591c2e37
 import json
@@ -34,6 +34,7 @@ def kept(
     except (TypeError, ValueError, RecursionError) as error: return None, f"{where}: {error}"
     return prompt, None
 
+# %% ../nbs/23_scale.ipynb #23359655
 def read_line(
     line,      # bytes
     n,         # its number, from 1
@@ -55,6 +56,7 @@ def parquet():
                           "Run: pip install 'decoding_book[scale]'") from error
     return found
 
+# %% ../nbs/23_scale.ipynb #4e1cf4fc
 def read_parquet(
     source,    # a .parquet file
     column,    # its name
@@ -118,6 +120,7 @@ def trace_of(
     tops = dict(top_ids=step.top_ids[0].tolist(), top_logprobs=step.top_logprobs[0].tolist())
     return for_json(tops | numbers)
 
+# %% ../nbs/23_scale.ipynb #85cc0330
 def record_of(
     number,       # of the prompt
     prompt,
@@ -181,6 +184,7 @@ def part_file(
     "Where the records of a batch go."
     return Path(folder) / f"part-{k:09d}.jsonl"
 
+# %% ../nbs/23_scale.ipynb #3c32712f
 def write_lines(
     path,
     records,
@@ -212,11 +216,13 @@ def option_name(value):
     "An option as the next process calls it too; a set has another order there."
     return repr(sorted(value, key=repr) if isinstance(value, set) else value)
 
+# %% ../nbs/23_scale.ipynb #fe9a2a8e
 class _Numbers(pickle.Pickler):
     "Pickles tensors by their numbers, so that equal ones have equal bytes."
     def reducer_override(self, thing):
         return (torch.tensor, (thing.tolist(),)) if torch.is_tensor(thing) else NotImplemented
 
+# %% ../nbs/23_scale.ipynb #067c9fba
 def name_of(thing):
     "A name that is the same in the next process, and another for other settings."
     name = getattr(thing, "__qualname__", None) or type(thing).__qualname__
@@ -230,6 +236,7 @@ def has_parts(folder):
     "Is anything decoded there?"
     return any(Path(folder).glob("part-*.jsonl"))
 
+# %% ../nbs/23_scale.ipynb #d4089de4
 def keep_plan(
     folder,
     plan,      # a dict that JSON can hold
@@ -261,6 +268,7 @@ def batches_of(
         yield dict(batch=k, first=k * size, rows=json.dumps(some))
         k += 1
 
+# %% ../nbs/23_scale.ipynb #259a72e8
 def on_ray(
     work,         # a list of batches
     settings,     # of `Decoder`
@@ -289,6 +297,14 @@ def run_batches(
     if not work: return
     done = on_ray(work, settings, workers, resources) if workers else map(Decoder(*settings), work)
     for _ in progress(done, len(work), "batch"): pass
+
+# %% ../nbs/23_scale.ipynb #2f533791
+def results(
+    folder,
+):             # iterator of records
+    "What a folder holds, in the order of the prompts' numbers."
+    for part in sorted(Path(folder).glob("part-*.jsonl")):
+        with open(part, encoding="utf-8") as file: yield from map(json.loads, file)
 
 # %% ../nbs/23_scale.ipynb #906320b1
 def decode_file(
@@ -320,14 +336,7 @@ def decode_file(
     errors = [record["error"] is not None for record in results(folder)]
     return dict(prompts=len(errors), errors=sum(errors))
 
-# %% ../nbs/23_scale.ipynb #2f533791
-def results(
-    folder,
-):             # iterator of records
-    "What a folder holds, in the order of the prompts' numbers."
-    for part in sorted(Path(folder).glob("part-*.jsonl")):
-        with open(part, encoding="utf-8") as file: yield from map(json.loads, file)
-
+# %% ../nbs/23_scale.ipynb #baf91838
 def write_results(
     folder,
     path,      # .parquet, or JSON lines
