@@ -339,12 +339,12 @@ def run(model, prompts, choose, tokens, stop=None):
     g = generate(
         model, prompts, Watch(choose), tokens, stop=stop, ignore_eos=stop is None, alternatives=0
     )
-    bits = g._rows(lambda s, j: s.draw.bits[j].item())
+    bits = g.by_row(lambda s, j: s.draw.bits[j].item())
     has = g.steps[0].draw.branch is not None
-    branch = g._rows(lambda s, j: s.draw.branch[j].item()) if has else [[] for _ in prompts]
+    branch = g.by_row(lambda s, j: s.draw.branch[j].item()) if has else [[] for _ in prompts]
     return dict(
         ids=[x.tolist() for x in g.ids],
-        text=g._texts(),
+        text=g.text,
         logprobs=[x.tolist() for x in g.logprobs],
         bits=bits,
         branch=branch,

@@ -134,7 +134,7 @@ def write(model, choose, prompts, tokens):
     from decoding_book.loop import generate
 
     g = generate(model, prompts, Watch(choose), tokens, ignore_eos=True, alternatives=0)
-    bits = g._rows(lambda s, j: s.draw.bits[j].item())
+    bits = g.by_row(lambda s, j: s.draw.bits[j].item())
     return {
         "bits": [mean(x) for x in bits],
         "logprob": [x.mean().item() for x in g.logprobs],

@@ -635,8 +635,8 @@ class BranchView:
         if any(s.draw.branch is None for s in generation.steps):
             raise ValueError("generation: its draws know no branch")
         self.generation = generation
-        self.branches = generation._rows(lambda s, j: s.draw.branch[j].item())
-        self.notes = generation._rows(lambda s, j: note_of(s.draw, j))
+        self.branches = generation.by_row(lambda s, j: s.draw.branch[j].item())
+        self.notes = generation.by_row(lambda s, j: note_of(s.draw, j))
 
     def __repr__(self):
         return "\n".join(", ".join(f"{name} {row.count(i)}" for i, name in enumerate(BRANCHES))
@@ -644,7 +644,7 @@ class BranchView:
 
     def _row(self, i):
         from decoding_book.show import tokens_html
-        html = tokens_html(**self.generation[i]._view(), chosen_note=self.notes[i])
+        html = tokens_html(**self.generation[i].plain_data(), chosen_note=self.notes[i])
         branch = iter(self.branches[i])
         return re.sub(r'class="db-t db-\d+"', lambda _: f'class="db-t db-e{next(branch)}"', html)
 

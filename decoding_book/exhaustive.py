@@ -56,14 +56,14 @@ class Hypothesis(_FoundText):
 
     def __repr__(self): return f"{self.text!r} ({self._caption()})"
 
-    def _view(self):
+    def plain_data(self):
         "The plain data that `show.tokens_html` draws."
         prompt, tokens = token_texts(self._decode, self.prompt_ids, self.ids)
         return dict(prompt=prompt, tokens=tokens, logprobs=self.logprobs.clamp(max=0).tolist())
 
     def _repr_html_(self):
         from decoding_book.show import tokens_html
-        return tokens_html(**self._view(), caption=self._caption())
+        return tokens_html(**self.plain_data(), caption=self._caption())
 
 # %% ../nbs/05_exhaustive.ipynb #7e4241cf
 class Hypotheses(Result, list):
@@ -97,7 +97,7 @@ class Hypotheses(Result, list):
     def _repr_html_(self):
         from decoding_book import show, trees
         if not self: return f"<p>{self._note()}</p>"
-        rows = [show.tokens_html(**h._view(), caption=h._caption()) for h in self]
+        rows = [show.tokens_html(**h.plain_data(), caption=h._caption()) for h in self]
         beam = trees.record_html(self.steps or [], self[0]._decode, self[0].ids.tolist())
         return f"{show.rows_html(rows)}<p>{self._note()}</p>{beam}"
 

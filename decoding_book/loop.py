@@ -478,7 +478,7 @@ class _Record(Result):
     single: bool = False          # was one prompt given, not a list
     steps: list = field(default_factory=list)
 
-    def _rows(self, of):
+    def by_row(self, of):
         "`of(step, j)` for each token of each row; unwrapped for a single prompt."
         rows = [[] for _ in self.prompts]
         for step in self.steps:
@@ -493,13 +493,13 @@ class _Record(Result):
     @property
     def ids(self):
         "The new ids (T,), the end mark included."
-        rows = self._rows(lambda s, j: s.ids[j].item())
+        rows = self.by_row(lambda s, j: s.ids[j].item())
         return self._unwrap([torch.tensor(r, dtype=torch.long) for r in rows])
     @property
     def logprobs(self):
         "Log-probability of each new token (T,), nats, under the model's own law."
         dtype = self.steps[0].logprobs.dtype if self.steps else torch.float32
-        rows = self._rows(lambda s, j: s.logprobs[j].item())
+        rows = self.by_row(lambda s, j: s.logprobs[j].item())
         return self._unwrap([torch.tensor(r, dtype=dtype) for r in rows])
 
 # %% ../nbs/01_loop.ipynb #18f39984
@@ -511,7 +511,7 @@ class _Texts(_Record):
         return self._unwrap(self._texts())
 
     def _texts(self):
-        rows = self._rows(lambda s, j: (s.ids[j].item(), s.text[j], s.ended[j]))
+        rows = self.by_row(lambda s, j: (s.ids[j].item(), s.text[j], s.ended[j]))
         return [self._interrupted(p, [i for i, *_ in r]) if r and not r[-1][2]
                 else "".join(t for _, t, _ in r) for p, r in zip(self.prompts, rows)]
 
@@ -526,7 +526,7 @@ class _Texts(_Record):
         return self._unwrap(self._reasons())
 
     def _reasons(self):
-        rows = self._rows(lambda s, j: s.ended[j])
+        rows = self.by_row(lambda s, j: s.ended[j])
         return [r[-1] if r and r[-1] else "interrupted" for r in rows]
 
 # %% ../nbs/01_loop.ipynb #d8f1f3b5
@@ -541,12 +541,12 @@ class Generation(_Texts):
         return Generation(self.model, [self.prompts[i]], True, steps)
 
     def __repr__(self):
-        new = self._rows(lambda s, j: None)
+        new = self.by_row(lambda s, j: None)
         rows = zip(self._texts(), new, self.prompts, self._reasons())
         return "\n".join(f"{t!r} ({len(n)} new tokens after {len(p)}, {why})"
                          for t, n, p, why in rows)
 
-    def _view(self):
+    def plain_data(self):
         "One row as the plain data that `show.tokens_html` draws."
         decode = getattr(self.model, "decode", lambda ids: " ".join(map(str, ids)))
         prompt, tokens = token_texts(decode, self.prompts[0], self.ids)
@@ -556,7 +556,7 @@ class Generation(_Texts):
 
     def _repr_html_(self):
         from decoding_book.show import rows_html, tokens_html
-        rows = [tokens_html(**self[i]._view()) for i in range(len(self))]
+        rows = [tokens_html(**self[i].plain_data()) for i in range(len(self))]
         return rows[0] if self.single else rows_html(rows)
 
 # %% ../nbs/01_loop.ipynb #23da4cb0

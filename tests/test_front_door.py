@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from front_door import MAP
 
 import decoding_book
 from decoding_book.toy import six_words
 
 ROOT = Path(__file__).resolve().parent.parent
-HOMES = decoding_book._HOMES
+HOMES = {name: module for module, _, names in MAP for name in names.split()}
 CONTRACT = """stream generate score TableModel exhaustive_search greedy_search beam_search
 temperature top_k top_p min_p repetition_penalty top_p_mask Sampler fused_sample entropy varentropy
 attention_measures EntropySampler Decision SmolLM2 GPT greedy draw Key Generation

@@ -20,6 +20,19 @@ def parse(path):
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+def python(path):
+    "(place, source) of a file's Python; lines of IPython's own (`%pip …`) are left out."
+    if path.suffix == ".ipynb":
+        for n, source in cells(path):
+            lines = source.splitlines()
+            yield f"cell {n}", "\n".join("" if x[:1] in {"%", "!"} else x for x in lines)
+    else:
+        yield "line", path.read_text(encoding="utf-8")
+
+
+WRITTEN = [*NOTEBOOKS, *(p for p in tracked() if p.suffix == ".py" and p not in MODULES)]
+
+
 def exported(path):
     "The names in a module's `__all__`."
     for node in parse(path).body:
@@ -42,6 +55,48 @@ def own_imports(path):
 def test_no_private_name_crosses_a_wall(path):
     found = [f"{m}.{n}" for m, n in own_imports(path) if n.startswith("_")]
     assert found == []
+
+
+# Names with an underscore that are not this project's, and why there is no other way.
+PRIVATE_OF_OTHERS = {
+    "_repr_html_": "Jupyter's word for how an object is drawn",
+    "_replace": "in Python's documentation: a named tuple with other values",
+    "_exit": "in Python's documentation: the end of a process without its cleaning up",
+    "_ctx": "llama.cpp's wheel reads logits by no other name",
+    "_forward_hooks": "torch does not tell otherwise which hooks a module has",
+    "_forward_pre_hooks": "torch does not tell otherwise which hooks a module has",
+    "_parameters": "torch's table, for tensors that `load_state_dict` would refuse",
+    "_buffers": "torch's table, for tensors that `load_state_dict` would refuse",
+}
+
+
+def names_given(tree):
+    "What a file itself defines or sets: functions, classes, fields, attributes."
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+            yield getattr(node, "id", None) or node.attr
+
+
+def private_of_others(tree):
+    """Attributes with an underscore of what another file defines. torch's own functions of that
+    kind are called where it has none without."""
+    own = {*names_given(tree), *PRIVATE_OF_OTHERS}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute) or node.attr in own:
+            continue
+        whose = ast.unparse(node.value)
+        if whose in {"self", "cls"} or whose.split(".")[0] == "torch":
+            continue
+        if node.attr.startswith("_") and not node.attr.endswith("__"):
+            yield ast.unparse(node)
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_no_private_attribute_is_read_across_a_wall(path):
+    tree = ast.parse("\n".join(source for _, source in python(path)))
+    assert set(private_of_others(tree)) == set()
 
 
 def test_no_name_is_exported_twice():
@@ -130,24 +185,10 @@ def crowded(source):
             yield from (two.lineno for one, two in pairs if two.lineno <= one.end_lineno)
 
 
-def python(path):
-    "(place, source) of a file's Python; lines of IPython's own (`%pip …`) are left out."
-    if path.suffix == ".ipynb":
-        for n, source in cells(path):
-            lines = source.splitlines()
-            yield f"cell {n}", "\n".join("" if x[:1] in {"%", "!"} else x for x in lines)
-    else:
-        yield "line", path.read_text(encoding="utf-8")
-
-
-WRITTEN = [*NOTEBOOKS, *(p for p in tracked() if p.suffix == ".py" and p not in MODULES)]
-WRITTEN = [p for p in WRITTEN if p.stem != "21_four_bits"]
-
-
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_a_line_holds_one_statement(path):
     found = {f"{place}: {line}" for place, s in python(path) for line in crowded(s)}
-    assert found == set()
+    assert found == set() or path.stem == "21_four_bits"
 
 
 def choices_in_choices(source):

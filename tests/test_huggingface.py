@@ -479,7 +479,7 @@ def test_a_sentencepiece_tokenizer_keeps_the_first_space():
         return Draw((4 + c.lengths - c.prompt_lengths))
 
     g = generate(adapter, [3], say, max_new_tokens=3)
-    assert g.text == " world there!" and g._view()["tokens"] == [" world", " there", "!"]
+    assert g.text == " world there!" and g.plain_data()["tokens"] == [" world", " there", "!"]
     assert [s.text[0] for s in stream(adapter, [3], say, max_new_tokens=3)] == [
         " world",
         " there",

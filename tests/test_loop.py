@@ -291,7 +291,7 @@ def test_rows_of_a_batch_have_the_text_after_their_own_prompt():
     model = Letters([b"x", "é".encode()[:1], "é".encode()[1:], b"y"])
     g = generate(model, [[0, 1], [0, 1, 2], [0]], max_new_tokens=2)
     assert g.text == ["é", "éy", "x"]
-    assert [r._view()["prompt"] for r in g] == ["x", "x", ""]
+    assert [r.plain_data()["prompt"] for r in g] == ["x", "x", ""]
 
 
 def test_an_interrupted_row_has_the_text_after_its_prompt():
