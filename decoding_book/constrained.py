@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['QUANTIFIER', 'CLASS', 'ESCAPE', 'OVER', 'CHARACTER', 'INTEGER', 'SCALARS', 'KEYWORDS', 'NOTES', 'JSON_TYPES', 'KINDS',
-           'every_character', 'characters', 'Reader', 'Atoms', 'Parser', 'byte_ranges', 'utf8', 'Branching', 'add_set',
-           'add_repeat', 'closure', 'Automaton', 'row_of', 'read_bytes', 'distinct', 'move_all', 'trie',
-           'byte_alphabet', 'token_bytes', 'Vocabulary', 'states_after', 'spelt', 'search_end', 'check_shapes', 'Shape',
-           'TokenStates', 'Pattern', 'mask_of', 'state_after', 'make_masks', 'ConstrainedDraw', 'with_weight',
-           'mask_logits', 'check_constraint', 'log_probability', 'guess_under', 'under_mask', 'log_ratio',
-           'Constrained', 'shape_of_row', 'mask_rows', 'quoted', 'is_of', 'expect', 'one_of_patterns', 'members',
-           'object_pattern', 'array_pattern', 'count_limits', 'check_types', 'enum_pattern', 'kind_of', 'value_pattern',
+           'every_character', 'characters', 'Reader', 'Atoms', 'Parser', 'byte_ranges', 'utf8', 'Machine', 'add_set',
+           'add_repeat', 'Branching', 'closure', 'Automaton', 'row_of', 'read_bytes', 'distinct', 'move_all', 'trie',
+           'byte_alphabet', 'token_bytes', 'Vocabulary', 'states_after', 'spelt', 'TokenStates', 'search_end', 'Shape',
+           'check_shapes', 'Pattern', 'mask_of', 'state_after', 'make_masks', 'mask_logits', 'log_probability',
+           'log_ratio', 'ConstrainedDraw', 'with_weight', 'check_constraint', 'Constrained', 'shape_of_row',
+           'mask_rows', 'guess_under', 'under_mask', 'one_of_patterns', 'expect', 'quoted', 'is_of', 'check_types',
+           'kind_of', 'enum_pattern', 'count_limits', 'value_pattern', 'array_pattern', 'members', 'object_pattern',
            'json_pattern', 'Spelling', 'matcher', 'Grammar', 'beginnings', 'fitting_law', 'log_weights', 'Futures',
-           'Adaptive', 'texts_of']
+           'texts_of', 'Adaptive']
 
 # %% ../nbs/24_constrained.ipynb #cba70c5c
 import json
@@ -36,6 +36,7 @@ def every_character():
     "All characters, each at the place of its number."
     return "".join(map(chr, range(0x110000)))
 
+# %% ../nbs/24_constrained.ipynb #47e0511d
 @lru_cache(1024)
 def characters(
     atom,    # a part of a regular expression that stands for one character
@@ -50,11 +51,12 @@ def characters(
              for low, high in [(0, 0xd7ff), (0xe000, 0x10ffff)]]
     return tuple((a, b) for a, b in spans if a <= b)
 
-# %% ../nbs/24_constrained.ipynb #a47917fa
+# %% ../nbs/24_constrained.ipynb #caec57d6
 QUANTIFIER = re.compile(r"[?*+]|\{([0-9]+)\}|\{([0-9]*),([0-9]*)\}")
 CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]", re.S)
 ESCAPE = re.compile(r"\\(?:[dDsSwWnrtfva]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|[^0-9A-Za-z])", re.S)
 
+# %% ../nbs/24_constrained.ipynb #a47917fa
 class Reader:
     "A regular expression and the place up to which it was read."
     def __init__(self, pattern):
@@ -141,6 +143,7 @@ def byte_ranges(
         b -= 1
     return before + [((a, b), *[(0x80, 0xbf)] * n)] * (a <= b) + after
 
+# %% ../nbs/24_constrained.ipynb #215dcee4
 @lru_cache(1024)
 def utf8(
     spans,    # from `characters`
@@ -150,14 +153,11 @@ def utf8(
     parts = [(max(a, low), min(b, high)) for a, b in spans for low, high in lengths]
     return [s for a, b in parts if a <= b for s in byte_ranges(chr(a).encode(), chr(b).encode())]
 
-# %% ../nbs/24_constrained.ipynb #c91a7f2e
-class Branching:
-    "An automaton over bytes whose states may go several ways at once."
+# %% ../nbs/24_constrained.ipynb #f6d9ea06
+class Machine:
+    "States that may go several ways at once, with their moves over bytes."
     most = 200_000
-    def __init__(self, pattern):
-        self.moves, self.free = [], []      # of each state: [(low, high, to)], and [to]
-        self.start = self.new()
-        self.end = self.add(Parser(pattern).whole(), self.start)
+    def __init__(self): self.moves, self.free = [], []  # of each state: [(low, high, to)], and [to]
 
     def new(self):
         "A new state."
@@ -166,20 +166,7 @@ class Branching:
         self.free.append([])
         return len(self.moves) - 1
 
-    def add(self, tree, a):
-        "Hang a tree behind state `a`; where it ends."
-        kind, parts = tree[:2]
-        if kind == "set": return add_set(self, parts, a)
-        if kind == "repeat": return add_repeat(self, *tree[1:], a)
-        if kind == "then":
-            for part in parts: a = self.add(part, a)
-            return a
-        if len(parts) == 1: return self.add(parts[0], a)
-        end = self.new()
-        for part in parts: self.free[self.add(part, a)].append(end)
-        return end
-
-# %% ../nbs/24_constrained.ipynb #0c7e8126
+# %% ../nbs/24_constrained.ipynb #6e9cee05
 def add_set(machine, spans, a):
     "One character of the set; ends of the same spelling share their states."
     end = machine.new()
@@ -192,6 +179,7 @@ def add_set(machine, spans, a):
     for first, *rest in utf8(spans): machine.moves[a].append((*first, before(tuple(rest))))
     return end
 
+# %% ../nbs/24_constrained.ipynb #0c7e8126
 def add_repeat(machine, part, low, high, a):
     "The part `low` times, then as often as it may: a loop, or `high - low` times a way out."
     for _ in range(low): a = machine.add(part, a)
@@ -206,6 +194,27 @@ def add_repeat(machine, part, low, high, a):
         a = machine.add(part, a)
     machine.free[a].append(end)
     return end
+
+# %% ../nbs/24_constrained.ipynb #c91a7f2e
+class Branching(Machine):
+    "An automaton over bytes whose states may go several ways at once."
+    def __init__(self, pattern):
+        super().__init__()
+        self.start = self.new()
+        self.end = self.add(Parser(pattern).whole(), self.start)
+
+    def add(self, tree, a):
+        "Hang a tree behind state `a`; where it ends."
+        kind, parts = tree[:2]
+        if kind == "set": return add_set(self, parts, a)
+        if kind == "repeat": return add_repeat(self, *tree[1:], a)
+        if kind == "then":
+            for part in parts: a = self.add(part, a)
+            return a
+        if len(parts) == 1: return self.add(parts[0], a)
+        end = self.new()
+        for part in parts: self.free[self.add(part, a)].append(end)
+        return end
 
 # %% ../nbs/24_constrained.ipynb #c9bfbdb4
 def closure(machine, states):
@@ -260,6 +269,7 @@ def row_of(automaton, state):
     row = [automaton.state(closure(automaton.machine, states)) for states in to]
     return np.repeat(row, np.diff(cuts))
 
+# %% ../nbs/24_constrained.ipynb #dea488ab
 def read_bytes(automaton, state, data):
     "Where some bytes lead, one after the other."
     for byte in data:
@@ -277,6 +287,7 @@ def distinct(
     seen[states] = True
     return seen.nonzero()[0]
 
+# %% ../nbs/24_constrained.ipynb #c68d6dc0
 def move_all(automaton, states, data):
     "Where each state of an array is led by its byte."
     known = automaton.known[states]
@@ -302,7 +313,7 @@ def trie(
         left = [(i, t) for i, t in left if len(t) > length]
     return levels, node
 
-# %% ../nbs/24_constrained.ipynb #13ed4f45
+# %% ../nbs/24_constrained.ipynb #22023cc9
 @lru_cache(1)
 def byte_alphabet():
     "The letter of each byte in the names of a byte-level tokenizer, as {letter: byte}."
@@ -310,6 +321,7 @@ def byte_alphabet():
     rest = [byte for byte in range(256) if byte not in own]
     return {chr(b): b for b in own} | {chr(256 + i): b for i, b in enumerate(rest)}
 
+# %% ../nbs/24_constrained.ipynb #13ed4f45
 def token_bytes(
     model,    # `SmolLM2`, or a model with `words`
 ):            # bytes of each id, None: no text
@@ -392,35 +404,6 @@ def spelt(
         todo += new
     return seen
 
-# %% ../nbs/24_constrained.ipynb #bed52557
-def search_end(
-    shape,    # `TokenStates`
-    state,
-):            # whether tokens can lead to the end, and the states that were tried
-    "Search for a state that is known to be alive."
-    seen, todo = {state}, [state]
-    while todo:
-        s = todo.pop()
-        if shape.surely(s): return True, seen
-        after = shape.after(s)
-        new = set(distinct(after, len(shape.automaton)).tolist()) - seen - {0}
-        seen |= new
-        todo += new
-    return False, seen
-
-# %% ../nbs/24_constrained.ipynb #1aa0ab0a
-def check_shapes(shape, rows):
-    "Refuse a list of shapes that is longer than the call has rows, if that is known."
-    if isinstance(shape, list) and rows is not None and len(shape) > rows:
-        raise ValueError(f"shape: {len(shape)} shapes for {rows} rows")
-
-@runtime_checkable
-class Shape(Protocol):
-    "What a text may become. A state is whatever the shape makes of it."
-    start: object                           # the state before the first token
-    def allowed(self, state): ...           # what may come next, (V,) bool; end marks if it fits
-    def advance(self, state, token): ...    # the state after an allowed token
-
 # %% ../nbs/24_constrained.ipynb #f2a6a43c
 class TokenStates:
     "An automaton and a vocabulary: which states are alive."
@@ -444,6 +427,36 @@ class TokenStates:
             found, tried = search_end(self, state)
             self.life.update({state: True} if found else dict.fromkeys(tried, False))
         return self.life[state]
+
+# %% ../nbs/24_constrained.ipynb #bed52557
+def search_end(
+    shape,    # `TokenStates`
+    state,
+):            # whether tokens can lead to the end, and the states that were tried
+    "Search for a state that is known to be alive."
+    seen, todo = {state}, [state]
+    while todo:
+        s = todo.pop()
+        if shape.surely(s): return True, seen
+        after = shape.after(s)
+        new = set(distinct(after, len(shape.automaton)).tolist()) - seen - {0}
+        seen |= new
+        todo += new
+    return False, seen
+
+# %% ../nbs/24_constrained.ipynb #1aa0ab0a
+@runtime_checkable
+class Shape(Protocol):
+    "What a text may become. A state is whatever the shape makes of it."
+    start: object                           # the state before the first token
+    def allowed(self, state): ...           # what may come next, (V,) bool; end marks if it fits
+    def advance(self, state, token): ...    # the state after an allowed token
+
+# %% ../nbs/24_constrained.ipynb #60b6e69f
+def check_shapes(shape, rows):
+    "Refuse a list of shapes that is longer than the call has rows, if that is known."
+    if isinstance(shape, list) and rows is not None and len(shape) > rows:
+        raise ValueError(f"shape: {len(shape)} shapes for {rows} rows")
 
 # %% ../nbs/24_constrained.ipynb #34e3431f
 OVER = -1    # the state behind an end mark
@@ -484,6 +497,7 @@ def mask_of(shape, state):
     shape.masks[state] = mask
     return mask
 
+# %% ../nbs/24_constrained.ipynb #cfd57811
 def state_after(shape, state, token):
     "The state after a token, which must be allowed."
     token = whole("token", token, 0, len(shape.vocabulary) - 1)
@@ -507,17 +521,6 @@ def make_masks(shape):
     return len(shape.masks)
 
 # %% ../nbs/24_constrained.ipynb #1839d853
-@dataclass(eq=False)
-class ConstrainedDraw(Draw):
-    "What a constrained chooser adds."
-    log_weight: torch.Tensor | None = None  # (B,) nats, log p - log q of the token: if the wrapped
-    inner: Draw | None = None               # chooser's `Draw` is by softmax, what the mask kept
-
-def with_weight(draw, log_weight):
-    "A draw with what its mask kept."
-    return ConstrainedDraw(draw.ids, draw.logprob, draw.kept, draw.entropy, draw.varentropy,
-                           draw.branch, log_weight, draw)
-
 def mask_logits(
     logits,    # (B, V)
     mask,      # (B, V) bool
@@ -530,35 +533,10 @@ def mask_logits(
         raise ValueError(f"logits: row {r} has no finite score for any allowed token, or NaN")
     return z
 
-def check_constraint(shape, choose):
-    "Refuse what cannot constrain, or choose."
-    for one in shape if isinstance(shape, list) else [shape]:
-        if not isinstance(one, Shape) or isinstance(one, type):
-            raise TypeError(f"shape: {one!r} is no Shape")
-    if not callable(choose): raise TypeError(f"choose: {choose!r} is not callable")
-
-# %% ../nbs/24_constrained.ipynb #bebceb1e
+# %% ../nbs/24_constrained.ipynb #ca4cab7d
 def log_probability(logits, ids):
     "Of one token a row: (B,) float64 nats."
     return in_float64(logits.gather(1, ids[:, None])[:, 0]) - in_float64(log_normalizer(logits))
-
-def guess_under(
-    constrained,    # `Constrained`
-    prediction,     # a drafter's
-    context,
-):                  # a `Draw`
-    "What a drafter offers under the mask: nothing is learned from it, nothing noted."
-    z = mask_logits(prediction.logits, mask_rows(constrained, context, prediction.logits.device))
-    return getattr(constrained.choose, "guess", constrained.choose)(Prediction(z), context)
-
-def under_mask(constrained, prediction, context, z):
-    "A prediction with logits z, and under its mask what drafts were drawn from."
-    new, laws = dict(logits=z.clone()), getattr(prediction, "draft_logits", ())
-    if any(law is not None for law in laws):
-        masks = mask_rows(constrained, context, z.device)
-        new["draft_logits"] = [law if law is None else law.where(mask.to(law.device), -torch.inf)
-                               for law, mask in zip(laws, masks)]
-    return replace(prediction, **new)
 
 def log_ratio(
     before,    # logits (B, V)
@@ -567,6 +545,26 @@ def log_ratio(
 ):             # (B,) float64
     "How much less probable each row's token is in one law than in the other, in nats."
     return log_probability(before, ids) - log_probability(after, ids)
+
+# %% ../nbs/24_constrained.ipynb #df8f3ad3
+@dataclass(eq=False)
+class ConstrainedDraw(Draw):
+    "What a constrained chooser adds."
+    log_weight: torch.Tensor | None = None  # (B,) nats, log p - log q of the token: if the wrapped
+    inner: Draw | None = None               # chooser's `Draw` is by softmax, what the mask kept
+
+def with_weight(draw, log_weight):
+    "A draw with what its mask kept."
+    return ConstrainedDraw(draw.ids, draw.logprob, draw.kept, draw.entropy, draw.varentropy,
+                           draw.branch, log_weight, draw)
+
+# %% ../nbs/24_constrained.ipynb #a78e401c
+def check_constraint(shape, choose):
+    "Refuse what cannot constrain, or choose."
+    for one in shape if isinstance(shape, list) else [shape]:
+        if not isinstance(one, Shape) or isinstance(one, type):
+            raise TypeError(f"shape: {one!r} is no Shape")
+    if not callable(choose): raise TypeError(f"choose: {choose!r} is not callable")
 
 # %% ../nbs/24_constrained.ipynb #cdad20cc
 @dataclass(eq=False)
@@ -612,6 +610,7 @@ def shape_of_row(
         raise ValueError(f"shape: {len(constrained.shape)} shapes, and there is a row {number}")
     return constrained.shape[number]
 
+# %% ../nbs/24_constrained.ipynb #182c27d8
 def mask_rows(
     constrained,    # `Constrained`
     context: Context,
@@ -632,6 +631,26 @@ def mask_rows(
     context.memory[constrained] = memory
     return torch.stack(masks).to(device)
 
+# %% ../nbs/24_constrained.ipynb #cd8b406b
+def guess_under(
+    constrained,    # `Constrained`
+    prediction,     # a drafter's
+    context,
+):                  # a `Draw`
+    "What a drafter offers under the mask: nothing is learned from it, nothing noted."
+    z = mask_logits(prediction.logits, mask_rows(constrained, context, prediction.logits.device))
+    return getattr(constrained.choose, "guess", constrained.choose)(Prediction(z), context)
+
+# %% ../nbs/24_constrained.ipynb #bebceb1e
+def under_mask(constrained, prediction, context, z):
+    "A prediction with logits z, and under its mask what drafts were drawn from."
+    new, laws = dict(logits=z.clone()), getattr(prediction, "draft_logits", ())
+    if any(law is not None for law in laws):
+        masks = mask_rows(constrained, context, z.device)
+        new["draft_logits"] = [law if law is None else law.where(mask.to(law.device), -torch.inf)
+                               for law, mask in zip(laws, masks)]
+    return replace(prediction, **new)
+
 # %% ../nbs/24_constrained.ipynb #d19c0743
 CHARACTER = (r'(?:[^"\\\x00-\x1f\x7f]|\\["\\/bfnrt]|'
              r'\\u(?:[0-9a-cefA-CEF][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2}))')   # no half of a pair
@@ -645,27 +664,12 @@ NOTES = {"type", "title", "description", "default", "examples", "$schema", "$id"
 
 JSON_TYPES = "object", "array", "string", *SCALARS
 
-def quoted(value, comma, colon):
-    "A value's own text as a pattern."
-    if isinstance(value, list):
-        return r"\[" + comma.join(quoted(v, comma, colon) for v in value) + r"\]"
-    if isinstance(value, dict):
-        expect("a value", value, dict)
-        parts = [quoted(k, comma, colon) + colon + quoted(v, comma, colon)
-                 for k, v in value.items()]
-        return r"\{" + comma.join(parts) + r"\}"
-    try: return re.escape(json.dumps(value, ensure_ascii=False, allow_nan=False))
-    except (TypeError, ValueError) as e: raise ValueError(f"schema: {value!r}: {e}") from None
+# %% ../nbs/24_constrained.ipynb #d4dfdc3c
+def one_of_patterns(patterns):
+    "Any of some patterns."
+    return f"(?:{'|'.join(patterns)})"
 
-def is_of(value, kinds):
-    "Whether a value has one of some types."
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    name = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
-    if type(value) in name: return name[type(value)] in kinds
-    no_part = isinstance(value, int) or isinstance(value, float) and value.is_integer()
-    return "number" in kinds or "integer" in kinds and no_part
-
-# %% ../nbs/24_constrained.ipynb #8280ebd6
+# %% ../nbs/24_constrained.ipynb #4c382cba
 def expect(
     where,     # the keyword
     value,     # what should be a list or a dict
@@ -678,10 +682,97 @@ def expect(
         what = {list: "list", dict: "object"}[kind] + (" of at least one entry" if least else "")
         raise ValueError(f"schema: {where}: {value!r} is no {what}")
 
-def one_of_patterns(patterns):
-    "Any of some patterns."
-    return f"(?:{'|'.join(patterns)})"
+# %% ../nbs/24_constrained.ipynb #96ab34ca
+def quoted(value, comma, colon):
+    "A value's own text as a pattern."
+    if isinstance(value, list):
+        return r"\[" + comma.join(quoted(v, comma, colon) for v in value) + r"\]"
+    if isinstance(value, dict):
+        expect("a value", value, dict)
+        parts = [quoted(k, comma, colon) + colon + quoted(v, comma, colon)
+                 for k, v in value.items()]
+        return r"\{" + comma.join(parts) + r"\}"
+    try: return re.escape(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    except (TypeError, ValueError) as e: raise ValueError(f"schema: {value!r}: {e}") from None
 
+# %% ../nbs/24_constrained.ipynb #bc4f8eb7
+def is_of(value, kinds):
+    "Whether a value has one of some types."
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    name = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
+    if type(value) in name: return name[type(value)] in kinds
+    no_part = isinstance(value, int) or isinstance(value, float) and value.is_integer()
+    return "number" in kinds or "integer" in kinds and no_part
+
+# %% ../nbs/24_constrained.ipynb #2f04ae27
+def check_types(schema, path):
+    "Refuse types that are none, an empty list of them, and nothing to choose from."
+    if "anyOf" in schema: expect(f"{path}: anyOf", schema["anyOf"], list, 1)
+    types = schema.get("type", JSON_TYPES[0])
+    for name in types if isinstance(types, list) and types else [types]:
+        if name in JSON_TYPES: continue
+        raise ValueError(f"schema: {path}: type {name!r} is not understood")
+
+def kind_of(schema, path):
+    "What a schema is a schema of, all its keywords known."
+    if not isinstance(schema, dict): raise ValueError(f"schema: {path}: {schema!r} is no schema")
+    kind = schema.get("type")
+    if {"enum", "const"} & schema.keys(): kind = "enum"
+    if "anyOf" in schema: kind = "anyOf"
+    kinds = kind if isinstance(kind, list) else [kind]
+    check_types(schema, path)
+    known = NOTES.union(*(KEYWORDS.get(k, ()) for k in kinds))
+    if kind == "anyOf": known.remove("type")                 # each of its schemas has its own
+    for key in schema:
+        if key not in known: raise ValueError(f"schema: {path}: {key!r} is not understood here")
+    return kind
+
+# %% ../nbs/24_constrained.ipynb #dbb8f2a0
+def enum_pattern(schema, path, comma, colon):
+    "One of some values, of the type that is asked for."
+    values = [schema["const"]] if "const" in schema else schema["enum"]
+    expect(f"{path}: enum", values, list)
+    if {"const", "enum"} <= schema.keys():
+        raise ValueError(f"schema: {path}: 'const' beside 'enum' is not understood here")
+    values = [v for v in values if "type" not in schema or is_of(v, schema["type"])]
+    if not values: raise ValueError(f"schema: {path}: no value is left to choose from")
+    return one_of_patterns(quoted(v, comma, colon) for v in values)
+
+# %% ../nbs/24_constrained.ipynb #63aae013
+def count_limits(schema, path, least, most):
+    "Two numbers of a schema, checked; the second may be None."
+    low = whole(f"schema: {path}: {least}", schema.get(least, 0), 0)
+    return low, whole(f"schema: {path}: {most}", schema[most], low) if most in schema else None
+
+# %% ../nbs/24_constrained.ipynb #1a2aa719
+def value_pattern(schema, path, comma, colon):
+    "A regular expression for the values of a schema."
+    kind, own = kind_of(schema, path), (path, comma, colon)
+    if isinstance(kind, list):
+        keep = [{k: v for k, v in schema.items() if k in KEYWORDS.get(t, ())} | {"type": t}
+                for t in kind]
+        return one_of_patterns(value_pattern(s, *own) for s in keep)
+    if kind == "anyOf": return one_of_patterns(value_pattern(s, *own) for s in schema["anyOf"])
+    if kind in SCALARS: return SCALARS[kind]
+    if kind == "string":
+        low, high = count_limits(schema, path, "minLength", "maxLength")
+        return f'"{CHARACTER}{{{low},{"" if high is None else high}}}"'
+    if kind == "enum": return enum_pattern(schema, *own)
+    if kind == "array": return array_pattern(schema, *own)
+    if kind == "object": return object_pattern(schema, *own)
+    raise ValueError(f"schema: {path}: type {kind!r} is not understood")
+
+# %% ../nbs/24_constrained.ipynb #6dbf786d
+def array_pattern(schema, path, comma, colon):
+    "A list of equal items."
+    low, high = count_limits(schema, path, "minItems", "maxItems")
+    item = value_pattern(schema.get("items"), f"{path}[]", comma, colon)
+    if high == 0: return r"\[\]"
+    more = "" if high is None else high - 1
+    some = f"{item}(?:{comma}{item}){{{max(low - 1, 0)},{more}}}"
+    return r"\[" + (some if low else f"(?:{some})?") + r"\]"
+
+# %% ../nbs/24_constrained.ipynb #8280ebd6
 def members(
     parts,    # (pattern, whether it must be there) in order
     comma,    # a pattern
@@ -707,70 +798,6 @@ def object_pattern(schema, path, comma, colon):
     parts = [(quoted(key, comma, colon) + colon + value_pattern(s, f"{path}.{key}", comma, colon),
               key in needed) for key, s in known.items()]
     return r"\{" + members(parts, comma) + r"\}"
-
-def array_pattern(schema, path, comma, colon):
-    "A list of equal items."
-    low, high = count_limits(schema, path, "minItems", "maxItems")
-    item = value_pattern(schema.get("items"), f"{path}[]", comma, colon)
-    if high == 0: return r"\[\]"
-    more = "" if high is None else high - 1
-    some = f"{item}(?:{comma}{item}){{{max(low - 1, 0)},{more}}}"
-    return r"\[" + (some if low else f"(?:{some})?") + r"\]"
-
-def count_limits(schema, path, least, most):
-    "Two numbers of a schema, checked; the second may be None."
-    low = whole(f"schema: {path}: {least}", schema.get(least, 0), 0)
-    return low, whole(f"schema: {path}: {most}", schema[most], low) if most in schema else None
-
-# %% ../nbs/24_constrained.ipynb #2f04ae27
-def check_types(schema, path):
-    "Refuse types that are none, an empty list of them, and nothing to choose from."
-    if "anyOf" in schema: expect(f"{path}: anyOf", schema["anyOf"], list, 1)
-    types = schema.get("type", JSON_TYPES[0])
-    for name in types if isinstance(types, list) and types else [types]:
-        if name in JSON_TYPES: continue
-        raise ValueError(f"schema: {path}: type {name!r} is not understood")
-
-def enum_pattern(schema, path, comma, colon):
-    "One of some values, of the type that is asked for."
-    values = [schema["const"]] if "const" in schema else schema["enum"]
-    expect(f"{path}: enum", values, list)
-    if {"const", "enum"} <= schema.keys():
-        raise ValueError(f"schema: {path}: 'const' beside 'enum' is not understood here")
-    values = [v for v in values if "type" not in schema or is_of(v, schema["type"])]
-    if not values: raise ValueError(f"schema: {path}: no value is left to choose from")
-    return one_of_patterns(quoted(v, comma, colon) for v in values)
-
-# %% ../nbs/24_constrained.ipynb #1a2aa719
-def kind_of(schema, path):
-    "What a schema is a schema of, all its keywords known."
-    if not isinstance(schema, dict): raise ValueError(f"schema: {path}: {schema!r} is no schema")
-    kind = schema.get("type")
-    if {"enum", "const"} & schema.keys(): kind = "enum"
-    if "anyOf" in schema: kind = "anyOf"
-    kinds = kind if isinstance(kind, list) else [kind]
-    check_types(schema, path)
-    known = NOTES.union(*(KEYWORDS.get(k, ()) for k in kinds))
-    if kind == "anyOf": known.remove("type")                 # each of its schemas has its own
-    for key in schema:
-        if key not in known: raise ValueError(f"schema: {path}: {key!r} is not understood here")
-    return kind
-
-def value_pattern(schema, path, comma, colon):
-    "A regular expression for the values of a schema."
-    kind, own = kind_of(schema, path), (path, comma, colon)
-    if isinstance(kind, list):
-        keep = [{k: v for k, v in schema.items() if k in KEYWORDS.get(t, ())} | {"type": t}
-                for t in kind]
-        return one_of_patterns(value_pattern(s, *own) for s in keep)
-    if kind == "anyOf": return one_of_patterns(value_pattern(s, *own) for s in schema["anyOf"])
-    if kind == "string":
-        low, high = count_limits(schema, path, "minLength", "maxLength")
-        return f'"{CHARACTER}{{{low},{"" if high is None else high}}}"'
-    made = dict(enum=enum_pattern, object=object_pattern, array=array_pattern).get(kind)
-    if made: return made(schema, *own)
-    if kind in SCALARS: return SCALARS[kind]
-    raise ValueError(f"schema: {path}: type {kind!r} is not understood")
 
 # %% ../nbs/24_constrained.ipynb #4cc1989a
 def json_pattern(
@@ -928,6 +955,14 @@ class Futures:
         children = self.children.get(ids, ())
         return [(t, self.chance[(*ids, t)]) for t in children if (*ids, t) in self.chance]
 
+# %% ../nbs/24_constrained.ipynb #a96b997a
+def texts_of(
+    context: Context,
+):              # (ids as a tuple, how many were given) of each row
+    "The rows of a context without their padding."
+    rows = zip(context.ids, context.mask, context.prompt_lengths.tolist())
+    return [(tuple(ids[mask].tolist()), given) for ids, mask, given in rows]
+
 # %% ../nbs/24_constrained.ipynb #97c87df3
 @dataclass(eq=False)
 class Adaptive(Constrained):
@@ -951,10 +986,3 @@ class Adaptive(Constrained):
         for (ids, _), token, chance in zip(texts_of(context), draw.ids.tolist(), p):
             self.futures.follow(ids, token, chance)
         return draw
-
-def texts_of(
-    context: Context,
-):              # (ids as a tuple, how many were given) of each row
-    "The rows of a context without their padding."
-    rows = zip(context.ids, context.mask, context.prompt_lengths.tolist())
-    return [(tuple(ids[mask].tolist()), given) for ids, mask, given in rows]
