@@ -50,7 +50,7 @@ def words(found):
 def shown(source):
     "A cell's lines of code, if readers see it unfolded."
     lines = [x for x in source.splitlines() if x.strip() and not x.startswith("#|")]
-    folded = re.search(r"^#\|\s*hide\b", source, re.M) or all(
+    folded = re.search(r"^#\|\s*(hide\b|code-fold: true)", source, re.M) or all(
         re.match(r"\s*(from|import|#|[\w, ]+\)$)", x) for x in lines
     )
     return [] if folded else lines

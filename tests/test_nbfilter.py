@@ -447,6 +447,8 @@ SHIPPED = [
 def test_a_page_says_how_long_it_takes():
     assert reading_time(notebook(*IDEA)["cells"]) == (5, None)  # 1000 words
     assert reading_time(notebook(*IDEA, *SOLUTION, *SHIPPED)["cells"]) == (5, 4)  # 48 lines
+    folded = ("py", "#| code-fold: true\n" + "x = 0\n" * 48)
+    assert reading_time(notebook(*IDEA, folded)["cells"]) == (5, None)
     said = {
         text(Page(ROOT, notebook(*cells), "10_topk.ipynb").filtered()["cells"][1]).split("\n")[1]
         for cells in (IDEA, [*IDEA, *SOLUTION, *SHIPPED])

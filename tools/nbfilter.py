@@ -182,7 +182,7 @@ def shown_lines(
 ):
     "How many lines of its code stand open on the page."
     directives, code = split_directives(source)
-    if "hide" in directives or only_imports(parsed(code)):
+    if "hide" in directives or code.startswith("#| code-fold: true") or only_imports(parsed(code)):
         return 0
     return sum(bool(x.strip()) and not x.startswith("#|") for x in code.split("\n"))
 
