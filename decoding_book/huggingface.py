@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SOFTMAXES', 'POSITIONS', 'WAY_OUT', 'beside_layers', 'HuggingFaceCache', 'check_kind', 'looks_ahead', 'takes',
-           'without_cache', 'handed_on', 'with_cache', 'start_of', 'text_functions', 'chat_function', 'newest_scores',
-           'RawScores', 'stack_scores', 'check_room', 'check_past', 'check_call', 'end_ids_of', 'HuggingFaceModel',
-           'HuggingFace', 'given_mask', 'InsideGenerate', 'law_logits', 'check_law_of', 'SamplerLogitsProcessor',
-           'token_logits', 'KeyedLogitsProcessor', 'RequestLogitsProcessor']
+           'without_cache', 'handed_on', 'with_cache', 'start_of', 'text_functions', 'control_tokens', 'chat_function',
+           'newest_scores', 'RawScores', 'stack_scores', 'check_room', 'keeps_state', 'narrowest_window',
+           'counts_columns', 'check_past', 'check_call', 'end_ids_of', 'HuggingFaceModel', 'HuggingFace', 'given_mask',
+           'InsideGenerate', 'law_logits', 'check_law_of', 'SamplerLogitsProcessor', 'token_logits',
+           'KeyedLogitsProcessor', 'RequestLogitsProcessor']
 
 # %% ../nbs/20_huggingface.ipynb #0e6e7f21
 import re
@@ -34,6 +35,7 @@ def beside_layers(
     return {name: value for name, value in vars(memory).items() if name != "layers"
             and isinstance(value, list) and any(map(torch.is_tensor, value))}
 
+# %% ../nbs/20_huggingface.ipynb #0b3220f0
 class _Reordered:
     "A transformers cache whose rows can move."
     def __init__(self, rows, length):
@@ -105,6 +107,7 @@ def looks_ahead(
     before, after = (one - other).abs().amax(1)
     return bool(before > after * torch.finfo(one.dtype).eps ** .5)      # more than by rounding
 
+# %% ../nbs/20_huggingface.ipynb #fcd3c6e1
 def takes(
     model,    # of transformers, in evaluation mode
 ):            # the names of the arguments of its call
@@ -191,13 +194,21 @@ def text_functions(
         return tokenizer.decode(known, **wishes)
     return encode, decode
 
+# %% ../nbs/20_huggingface.ipynb #a959b416
+def control_tokens(
+    tokenizer,    # of transformers
+):                # {text: id}; a pattern in one group that finds them
+    "The tokens of a tokenizer that are no text."
+    controls = {token.content: id for id, token in tokenizer.added_tokens_decoder.items()}
+    names = "|".join(map(re.escape, sorted(controls, key=len)[::-1]))
+    return controls, re.compile(f"({names or '(?!)'})")
+
 # %% ../nbs/20_huggingface.ipynb #b1c4a7d1
 def chat_function(
     tokenizer,    # of transformers, with a chat template
 ):                # `chat(messages) -> prompt`, as SmolLM2 has it
     "A tokenizer's chat template behind the name that this book uses."
-    controls = {token.content: id for id, token in tokenizer.added_tokens_decoder.items()}
-    control = re.compile(f"({'|'.join(map(re.escape, sorted(controls, key=len)[::-1])) or '(?!)'})")
+    controls, control = control_tokens(tokenizer)
 
     def ids_of(text, whole):
         if whole: return tokenizer.encode(text, add_special_tokens=False)
@@ -301,6 +312,31 @@ def check_room(
 
 # %% ../nbs/20_huggingface.ipynb #b1c4a842
 POSITIONS = {"DynamicLayer", "DynamicSlidingWindowLayer"}    # layers that keep every position
+
+def keeps_state(
+    memory,    # a transformers cache
+):             # bool
+    "Whether a cache holds more than what was said at each position."
+    kinds = {type(layer).__name__ for layer in getattr(memory, "layers", ())}
+    return bool(kinds - POSITIONS) or bool(beside_layers(memory))
+
+# %% ../nbs/20_huggingface.ipynb #b9cfcfc0
+def narrowest_window(
+    memory,    # a transformers cache
+):             # a number of positions, or None
+    "The narrowest window of a cache's layers."
+    windows = (getattr(layer, "sliding_window", None) for layer in getattr(memory, "layers", ()))
+    return min(filter(None, windows), default=None)
+
+# %% ../nbs/20_huggingface.ipynb #a1ee7fb3
+def counts_columns(
+    model,    # of transformers
+):            # bool
+    "Whether a model counts padding in front of a token."
+    columns = "position_ids" not in signature(model.forward).parameters
+    return columns or "local" in (getattr(model.config, "attention_layers", None) or ())
+
+# %% ../nbs/20_huggingface.ipynb #01312ec8
 WAY_OUT = "after `del model.new_cache` it reads whole texts"
 
 def check_past(
@@ -311,18 +347,14 @@ def check_past(
 ):
     "Refuse what a filled cache would silently get wrong."
     if cache is None or not cache.length: return
-    name, layers = type(model).__name__, getattr(cache.memory, "layers", ())
-    kinds = {type(layer).__name__ for layer in layers}
-    state = bool(kinds - POSITIONS) or bool(beside_layers(cache.memory))
+    name, state = type(model).__name__, keeps_state(cache.memory)
     if state and new > 1:
         raise ValueError(f"ids: {new} positions after a filled cache, and {name} keeps a state "
                          f"that goes on one position at a time; {WAY_OUT}")
     if not (keys[:, :-1] & ~keys[:, 1:]).any(): return
     longest = max(keys.shape[1], cache.capacity[1])
-    columns = "position_ids" not in signature(model.forward).parameters
-    local = "local" in (getattr(model.config, "attention_layers", None) or ())
-    window = min(filter(None, (getattr(x, "sliding_window", None) for x in layers)), default=None)
-    if state or columns or local or (window and longest > window):
+    window = narrowest_window(cache.memory)
+    if state or counts_columns(model) or (window and longest > window):
         what = f"window of {window} positions" if window else f"{name}"
         raise ValueError(f"cache: rows of unequal length after a kept prompt, and the model's "
                          f"{what} would count their padding; {WAY_OUT}")
@@ -451,6 +483,7 @@ def law_logits(
     said = context.ids, context.mask, context.prompt_lengths
     return sampler.distribution(prediction.logits, *said).log()
 
+# %% ../nbs/20_huggingface.ipynb #358b6d92
 def check_law_of(
     name,       # what an error calls it
     sampler,    # what should be a `Sampler`
@@ -459,6 +492,7 @@ def check_law_of(
     if hasattr(sampler, "distribution"): return sampler
     raise TypeError(f"{name}: {sampler!r} has no law; a Sampler has")
 
+# %% ../nbs/20_huggingface.ipynb #07b98f51
 class SamplerLogitsProcessor(InsideGenerate):
     "For `generate(do_sample=True, top_k=0)` of transformers: draws from a `Sampler`'s law."
     def __init__(
