@@ -103,7 +103,7 @@ def ask(
     return Asked(numbers, torch.stack([k, *_key_words(key, B, device)]))
 
 # %% ../nbs/19_cuda.ipynb #baa8ae32
-def _ready(logits):
+def _refuse_unfit(logits):
     "Refuse what the kernels cannot take, in words."
     if triton is None:
         raise ImportError(MISSING)
@@ -160,7 +160,7 @@ def launch(
     block=2048, wide=512, pivots=16, warps=8,
 ) -> Draw:
     "Start the kernels. Nothing here waits for the GPU."
-    _ready(logits)
+    _refuse_unfit(logits)
     (B, V), task = logits.shape, task if asked else 0
     chunk, block, slices = _sizes(logits, block, slices)
     found, lists, results = _room(B, V, slices, slots, chunk, logits.device)
@@ -193,7 +193,7 @@ def draw_cuda(
                          f"{OFF[name]!r}; use backend='plain'")
     if torch.is_tensor(logits) and (logits.dtype == torch.float64 or len(logits) == 0):
         return draw_plain(logits, params, key)              # the kernels are float32
-    _ready(logits)
+    _refuse_unfit(logits)
     settings = {n: getattr(params, n) for n in ORDER}
     return launch(logits, ask(*logits.shape[:1], logits.device, **settings, key=key))
 

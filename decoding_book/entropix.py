@@ -194,7 +194,7 @@ def published_rules(c, device):
     return send(torch.stack(branches), device)
 
 # %% ../nbs/17_entropix.ipynb #1ce02220
-def exact(
+def double_or_refuse(
     x,    # a tensor
 ):        # the same numbers in float64
     "Numbers to decide by; a device without float64 is refused by its name."
@@ -211,7 +211,7 @@ def six_measures(
                  getattr(found, agreement), found.interaction]
     known = [torch.full_like(found.entropy, usual) if measured is None else measured
              for measured, usual in zip(attention, missing)]
-    return exact(torch.stack([found.entropy, found.varentropy, *known], -1))
+    return double_or_refuse(torch.stack([found.entropy, found.varentropy, *known], -1))
 
 # %% ../nbs/17_entropix.ipynb #aecf4515
 def settings_by_row(
@@ -242,7 +242,7 @@ def apply_rules(
 # %% ../nbs/17_entropix.ipynb #cced3539
 def decide_as_published(c, found, asked):
     "The five branches with the published formulas."
-    ent, vent = exact(found.entropy), exact(found.varentropy)
+    ent, vent = double_or_refuse(found.entropy), double_or_refuse(found.varentropy)
     calm, wild = vent < c.low_vent_thresh, vent > c.high_vent_thresh
     branch = first_branch((ent < c.low_ent_thresh) & calm, (ent > c.high_ent_thresh) & calm,
                           (ent < c.high_ent_thresh) & wild, (ent > c.med_ent_thresh) & wild)
@@ -342,7 +342,7 @@ def repaired_corners(c, ent, vent):
 # %% ../nbs/17_entropix.ipynb #d711feb3
 def decide_repaired(c, found, asked):
     "The five branches, in units that fit."
-    corners = repaired_corners(c, exact(found.entropy), exact(found.varentropy))
+    corners = repaired_corners(c, *map(double_or_refuse, (found.entropy, found.varentropy)))
     share = as_shares(c, six_measures(found, "agreement", c.typical[2:]))
     return apply_rules(repaired_rules(c, share.device), first_branch(*corners), share, asked)
 
@@ -430,7 +430,7 @@ def law_of(
 ):                         # (B, V), float64
     "The exact probabilities of the next token under a decision."
     rows = torch.arange(len(logits), device=logits.device)
-    q = exact(truncate(logits, row_sampler(decision, rows)).softmax(-1))
+    q = double_or_refuse(truncate(logits, row_sampler(decision, rows)).softmax(-1))
     q = torch.where((decision.action == BEST_OF_N)[:, None], best_of(q, n), q)
     said = torch.zeros_like(q)
     if clarify: said[:, clarify[0]] = 1
@@ -603,13 +603,14 @@ def note_of_decision(
 
 # %% ../nbs/17_entropix.ipynb #2284e9fd
 def note_of(
-    draw,  # a `Draw` with a branch
-    j,     # which row
-):         # one line
+    drawn,  # a `Draw` with a branch
+    j,      # which row
+):          # one line
     "Why a token was chosen as it was."
-    text = f"{BRANCHES[draw.branch[j]]}: {draw.entropy[j]:.2f} bits, {draw.varentropy[j]:.2f} bits²"
-    if not isinstance(draw, EntropyDraw): return text            # another chooser's
-    return text + note_of_measures(draw.measures, j) + note_of_decision(draw.decision, j)
+    text = f"{BRANCHES[drawn.branch[j]]}: {drawn.entropy[j]:.2f} bits"
+    text += f", {drawn.varentropy[j]:.2f} bits²"
+    if not isinstance(drawn, EntropyDraw): return text           # another chooser's
+    return text + note_of_measures(drawn.measures, j) + note_of_decision(drawn.decision, j)
 
 # %% ../nbs/17_entropix.ipynb #a55b87fa
 LOOKS = {"LELV": "rgba(86,180,233,.35);border-bottom:1px dotted",

@@ -244,7 +244,7 @@ def keep_nucleus(
     return n, held >= most
 
 # %% ../nbs/15_fused.ipynb #7c1d0072
-FEW, MORE = 64, 1024                                     # candidates to try first, and then
+FIRST_TRY, NEXT_TRY = 64, 1024                           # candidates to try first, and then
 
 @compiled
 def kept_list(
@@ -256,7 +256,7 @@ def kept_list(
 ):           # how many are kept; all others score less than this; whether none of those is kept
     "The tokens that the filters keep, or the best of them."
     V, best = len(row[0]), row[2]
-    wanted = np.int64(k) if k < V else FEW
+    wanted = np.int64(k) if k < V else FIRST_TRY
     while True:
         n, least = candidates(row, wanted, listed)
         enough = k < V or least == -np.inf
@@ -265,7 +265,7 @@ def kept_list(
         if line > -np.inf: n = keep_above(listed, n, best, line)
         if np.float64(least - best) < line: enough = True
         if enough or p == 1: return n, least, enough
-        wanted = MORE if wanted < MORE else V
+        wanted = NEXT_TRY if wanted < NEXT_TRY else V
 
 # %% ../nbs/15_fused.ipynb #39681400
 @compiled
@@ -291,7 +291,7 @@ def key_state(
 
 # %% ../nbs/15_fused.ipynb #715e3638
 @compiled
-def bits_of(
+def hash_bits(
     token,  # its id
     key,    # from `key_state`
 ):          # uint32
@@ -350,12 +350,12 @@ def winner(
     (ids, scores, _), won, limit = listed, -1, 2**32 - 1
     top = scores.dtype.type(-np.inf)
     for i in range(n):
-        bits = bits_of(ids[i], key)
+        bits = hash_bits(ids[i], key)
         if bits > limit: continue
         score = (scores[i] - best) + gumbel_of(bits)
         if score > top:
             won, top = ids[i], score
-            if n > MORE: limit = bits_needed(top, scores.dtype.type(0))
+            if n > NEXT_TRY: limit = bits_needed(top, scores.dtype.type(0))
     return won, top
 
 # %% ../nbs/15_fused.ipynb #7c1d0078
@@ -373,10 +373,10 @@ def race(
     limit = bits_needed(top, least - best)
     for start in range(0, len(z), 1024):
         stop, luckiest = min(len(z), start + 1024), uint32(2**32 - 1)
-        for token in range(start, stop): luckiest = min(luckiest, bits_of(token, key))
+        for token in range(start, stop): luckiest = min(luckiest, hash_bits(token, key))
         if luckiest > limit: continue
         for token in range(start, stop):
-            bits, d = bits_of(token, key), scaled(z[token], scale) - best
+            bits, d = hash_bits(token, key), scaled(z[token], scale) - best
             if bits > limit or np.float64(d) < line: continue
             score = d + gumbel_of(bits)
             if score > top or score == top and token < won:
@@ -494,7 +494,7 @@ def announced(
 
 _ready = set()                                           # float types
 
-def prepare(
+def compile_for(
     arrays,  # of `draw_rows`
     *rest,
 ):
@@ -562,7 +562,7 @@ def draw_batch(
     wishes = (_wishes_kept if plain else wishes_of)(B, V, kind, *values)
     ids, kept, logprob = np.empty(B, np.int64), np.empty(B, np.int64), np.empty(B)
     arrays = z, wishes, words_of(key, B), ids, kept, logprob
-    if kind not in _ready: prepare(arrays, coins(V), details)
+    if kind not in _ready: compile_for(arrays, coins(V), details)
     run_rows(arrays, coins(V), details)
     if -1 in ids: check_logits(torch.from_numpy(z))                                # raises
     if not details: return Draw(torch.from_numpy(ids))

@@ -169,10 +169,10 @@ def start_of(
     tokenizer,    # of transformers
 ):                # ids, often none or one
     "What the tokenizer puts before a text."
-    bare = list(tokenizer.encode("a", add_special_tokens=False))
-    whole = list(tokenizer.encode("a", add_special_tokens=True))
-    for n in range(len(whole) - len(bare) + 1):
-        if whole[n:n + len(bare)] == bare: return whole[:n]
+    plain = list(tokenizer.encode("a", add_special_tokens=False))
+    begun = list(tokenizer.encode("a", add_special_tokens=True))
+    for n in range(len(begun) - len(plain) + 1):
+        if begun[n:n + len(plain)] == plain: return begun[:n]
     return []
 
 # %% ../nbs/20_huggingface.ipynb #3aa37bc8
@@ -210,8 +210,8 @@ def chat_function(
     "A tokenizer's chat template behind the name that this book uses."
     controls, control = control_tokens(tokenizer)
 
-    def ids_of(text, whole):
-        if whole: return tokenizer.encode(text, add_special_tokens=False)
+    def ids_of(text, controlled):
+        if controlled: return tokenizer.encode(text, add_special_tokens=False)
         return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def chat(messages, continue_last=False):

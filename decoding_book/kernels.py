@@ -358,7 +358,7 @@ def cut(tokens, low, target, MASS: tl.constexpr, LISTED: tl.constexpr, WIDE: tl.
 
 # %% ../nbs/18_kernels.ipynb #f0d8b9c2
 @jit
-def within(y, mine, ids, key, last):
+def in_prefix(y, mine, ids, key, last):
     "Which tokens belong to the prefix that ends at (key, last)."
     return (y > -float("inf")) & ((mine > key) | ((mine == key) & (ids <= last)))
 
@@ -376,7 +376,7 @@ def winner(
     best_id, best_key = tl.full((), 0, tl.int32), tl.full((), -2147483648, tl.int32)
     for start in range(0, tokens[3], WIDE):
         y, mine, ids = fetch(tokens, start + tl.arange(0, WIDE), LISTED)
-        keep = within(y, mine, ids, key, last) & ((y - top).to(tl.float64) >= floor)
+        keep = in_prefix(y, mine, ids, key, last) & ((y - top).to(tl.float64) >= floor)
         y = tl.where(keep, y, -float("inf"))
         mass += exp_exactly(y.to(tl.float64) - top.to(tl.float64))
         count += keep.to(tl.int32)
@@ -392,7 +392,7 @@ def mass_before(tokens, key, id, LISTED: tl.constexpr, WIDE: tl.constexpr):
     mass = tl.full((WIDE,), 0, tl.float64)
     for start in range(0, tokens[3], WIDE):
         y, mine, ids = fetch(tokens, start + tl.arange(0, WIDE), LISTED)
-        mass += tl.where(within(y, mine, ids, key, id - 1), weigh(y, tokens[6], tokens[7]), 0.0)
+        mass += tl.where(in_prefix(y, mine, ids, key, id - 1), weigh(y, tokens[6], tokens[7]), 0.0)
     return tl.sum(mass)
 
 # %% ../nbs/18_kernels.ipynb #e1593ab4
@@ -444,7 +444,7 @@ def choose_chunks(
     for start in range(0, crests[3], WIDE):
         y, mine, c = fetch(crests, start + tl.arange(0, WIDE), False)
         high = (y - crests[6]).to(tl.float64) >= least
-        keep = within(y, mine, c, key, last) & high
+        keep = in_prefix(y, mine, c, key, last) & high
         tl.store(picks + found + tl.cumsum(keep.to(tl.int32), 0) - 1, c, keep)
         found += tl.sum(keep.to(tl.int32))
     tl.debug_barrier()

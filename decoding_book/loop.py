@@ -189,8 +189,8 @@ class _Text:
     def grow(self, ids, cut=False, end=False):
         "Add ids, return the new text now certain; a cut releases starts of stops, an end all."
         self.ids += ids
-        whole = self.decode(self.ids) if end else settled(self.decode, self.ids, self.encode)
-        text = whole[len(commonprefix([self.prompt, whole])):]
+        full = self.decode(self.ids) if end else settled(self.decode, self.ids, self.encode)
+        text = full[len(commonprefix([self.prompt, full])):]
         stops = [(text.find(s), len(s)) for s in self.stops if s in text]
         self.stopped = bool(stops)
         if stops: text = text[:sum(min(stops)[:1 + self.include])]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DRY_BREAKERS', 'check_history', 'token_counts', 'repetition_penalty', 'frequency_penalty', 'presence_penalty',
            'no_repeat_ngram', 'repeat_lengths', 'check_id', 'breaker_ids', 'longest_repeats', 'dry', 'tokens_with',
-           'bias_number', 'bias_vector', 'refuse_biases', 'logit_bias', 'check_sequences', 'now_ends',
-           'refuse_sequences', 'sequence_bias', 'bare', 'forms_of', 'spellings', 'end_ids', 'min_length']
+           'bias_number', 'bias_vector', 'refuse_bias', 'logit_bias', 'check_sequences', 'now_ends', 'sequence_bias',
+           'letters_of', 'forms_of', 'spellings', 'end_ids', 'min_length']
 
 # %% ../nbs/13_penalties.ipynb #c28d91d7
 import math
@@ -278,17 +278,17 @@ def bias_vector(
     return in_float64(bias)
 
 # %% ../nbs/13_penalties.ipynb #7703ca28
-def refuse_biases(
+def refuse_bias(
+    name,    # of the parameter
     bad,     # (..., V) bool
-    bias,    # (V,) or (..., V)
-    what,    # said of them
+    names,   # (a row's place, its part of `bad`) -> what acts there, each in words
+    what,    # said of it
 ):
-    "Raise for the first row with a True: by its ids and their numbers."
-    for at in bad.any(-1).nonzero()[:1].tolist():
-        ids = bad[tuple(at)].nonzero()[:, 0].tolist()
-        names = [f"id {id}: {bias.expand(bad.shape)[(*at, id)].item()}" for id in ids[:3]]
-        more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
-        raise ValueError(f"logit_bias, {row_name(at)}: {', '.join(names)}{more} {what}")
+    "Raise for the first row with a True."
+    for at in map(tuple, bad.any(-1).nonzero()[:1].tolist()):
+        said = names(at, bad[at])
+        more = f" and {len(said) - 3} more" if len(said) > 3 else ""
+        raise ValueError(f"{name}, {row_name(at)}: {', '.join(said[:3])}{more} {what}")
 
 # %% ../nbs/13_penalties.ipynb #200834f3
 def logit_bias(
@@ -301,13 +301,18 @@ def logit_bias(
     if bias.shape not in (z.shape[-1:], z.shape):
         raise ValueError(f"logit_bias: shape {tuple(bias.shape)}, expected {tuple(z.shape[-1:])} "
                          f"or {tuple(z.shape)}")
+
+    def names(at, bad):
+        numbers = bias.expand(z.shape)[at].tolist()
+        return [f"id {id}: {numbers[id]}" for id in bad.nonzero()[:, 0].tolist()]
+
     ban = (bias == -torch.inf).to(z.device).expand(z.shape)
     moved = (z + bias.to(z.dtype).to(z.device)).where(~ban & z.isfinite(), z)
     lost = z.isfinite() & ~moved.isfinite()
-    refuse_biases(lost, bias, f"takes a logit out of the range of {z.dtype}")
+    refuse_bias("logit_bias", lost, names, f"takes a logit out of the range of {z.dtype}")
     new = moved.where(~ban, -torch.inf)
     left = new.amax(-1, keepdim=True).isfinite()
-    refuse_biases(ban & z.isfinite() & ~left, bias, "leave no token")
+    refuse_bias("logit_bias", ban & z.isfinite() & ~left, names, "leave no token")
     return new
 
 # %% ../nbs/13_penalties.ipynb #703b624f
@@ -336,19 +341,6 @@ def now_ends(
     if start < 0: return torch.zeros(ids.shape[:-1], dtype=torch.bool, device=ids.device)
     return (ids[..., start:] == torch.tensor(before, device=ids.device)).all(-1)
 
-def refuse_sequences(
-    bad,      # (..., V) bool
-    pairs,    # from `check_sequences`
-    ids,      # the text so far (..., N)
-    what,     # said of them
-):
-    "Raise for the first row with a True: by the sequences that act on it."
-    for at in bad.any(-1).nonzero()[:1].tolist():
-        said, tokens = ids[tuple(at)], bad[tuple(at)]
-        names = [f"{tuple(s)}: {v}" for s, v in pairs if tokens[s[-1]] and now_ends(said, s[:-1])]
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise ValueError(f"sequence_bias, {row_name(at)}: {', '.join(names[:3])}{more} {what}")
-
 # %% ../nbs/13_penalties.ipynb #8d014cc6
 def sequence_bias(
     logits: torch.Tensor,  # (..., V)
@@ -360,6 +352,10 @@ def sequence_bias(
     z = check_logits(logits)
     pairs = check_sequences(bias, z.shape[-1])
     ids, mask = check_history(ids, z, mask)
+
+    def names(at, bad):
+        return [f"{tuple(s)}: {v}" for s, v in pairs if bad[s[-1]] and now_ends(ids[at], s[:-1])]
+
     ids, more, ban = ids.where(mask, -1), torch.zeros_like(z), torch.zeros_like(z).bool()
     for (*before, last), value in pairs:                            # no sequence has a -1
         said = now_ends(ids, before)
@@ -367,14 +363,15 @@ def sequence_bias(
         else: more[..., last] += z.new_tensor(value).where(said, 0)
     new = (z + more).where(z.isfinite(), z)
     lost = z.isfinite() & ~new.isfinite() & ~ban
-    refuse_sequences(lost, pairs, ids, f"takes a logit out of the range of {z.dtype}")
+    beyond = f"takes a logit out of the range of {z.dtype}"
+    refuse_bias("sequence_bias", lost, names, beyond)
     new = new.where(~ban, -torch.inf)
     left = new.amax(-1, keepdim=True).isfinite()
-    refuse_sequences(ban & ~left, pairs, ids, "leave no token")
+    refuse_bias("sequence_bias", ban & ~left, names, "leave no token")
     return new
 
 # %% ../nbs/13_penalties.ipynb #8c107ddd
-def bare(
+def letters_of(
     text,
 ):           # a list of characters
     "A text without what a tokenizer may change: capitals, accents, blanks."
@@ -392,7 +389,7 @@ def forms_of(
         for text in (form, " " + form):
             try: ids = tuple(model.encode(text)[start:])
             except ValueError: continue                      # what has no ids is never said
-            if bare(model.decode(ids)) == bare(text): found[ids] = text    # else it is unknown
+            if letters_of(model.decode(ids)) == letters_of(text): found[ids] = text  # else unknown
     return found
 
 def spellings(

@@ -107,6 +107,58 @@ def test_no_name_is_exported_twice():
     assert {name for name, n in homes.items() if n > 1} == set()
 
 
+# Names that stand in two modules and mean one thing, and why they stand twice.
+SAID_TWICE = {
+    "exact_exp exact_log gumbel_of hash_bits key_state mix": "of one number, compiled for `fused`",
+    "crossing scaled winner": "steps of the draw, in `fused` and as kernels",
+    "measures": "entropy and varentropy, on a GPU too",
+    "MISSING": "what to install, where a module needs it",
+    "_own": "what each thread has of its own",
+}
+
+
+def at_the_top(block):
+    "The names that statements of a module give, those within its `if` and `try` too."
+    for node in block:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            for target in getattr(node, "targets", None) or [node.target]:
+                yield from (n.id for n in ast.walk(target) if isinstance(n, ast.Name))
+        elif isinstance(node, (ast.If, ast.Try, ast.ExceptHandler)):
+            yield from at_the_top(ast.iter_child_nodes(node))
+
+
+def test_a_name_means_one_thing_in_all_modules():
+    homes = Counter(
+        name
+        for path in MODULES
+        for name in set(at_the_top(parse(path).body))
+        if not name.startswith("__") and name != "_all_"
+    )
+    twice = {name for name, n in homes.items() if n > 1}
+    assert twice == set(" ".join(SAID_TWICE).split())
+
+
+def hidden_imports(path):
+    "Parameters and variables of functions that hide what the module has from another of ours."
+    tree = parse(path)
+    ours = [n for n in tree.body if isinstance(n, ast.ImportFrom) and n.level]
+    taken = {alias.name for node in ours for alias in node.names}
+    functions = [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.Lambda))]
+    for node in (node for function in functions for node in ast.walk(function)):
+        if isinstance(node, ast.arg) and node.arg in taken:
+            yield node.arg
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in taken:
+            yield node.id
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_no_name_in_a_function_hides_an_imported_one(path):
+    by_need = {"kernels": {"LOG2_E"}}  # a kernel sees no global: it is the parameter's default
+    assert set(hidden_imports(path)) == by_need.get(path.stem, set())
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_no_cell_is_long(path):
     sizes = {n: sum(map(bool, s.split("\n"))) for n, s in cells(path)}
