@@ -330,7 +330,7 @@ def portion(
 # %% ../nbs/18_kernels.ipynb #e856812c
 @jit
 def last_of(
-    tokens, key, places, equals,  # a list, and what `share` found
+    tokens, key, places, equals,  # a list, and what `portion` found
     LISTED: tl.constexpr, WIDE: tl.constexpr,
 ):                                # an id; the largest int32 if all stay
     "The id of the last token that is kept at the cut."

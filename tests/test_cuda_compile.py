@@ -120,9 +120,31 @@ def test_fusion_is_what_would_change_the_token():
     assert compiled([row | dict(fusion=True)])[0]["fused"] > 20
 
 
-# The kernels of the chapter itself, with the types it gives them. `look` takes a function as an
-# argument.
+# The kernels of the chapter itself, with the types it gives them. `look` and `on_list` take a
+# function as an argument; `LISTS` are those that are handed to `on_list`.
 F32, I32, I64, F64 = "*fp32", "*i32", "*i64", "*fp64"
+LISTS = [
+    "fetched",
+    "counted",
+    "weighed",
+    "shared",
+    "shared_mass",
+    "last_one",
+    "belonging",
+    "won",
+    "before",
+    "surviving",
+    "chosen_chunks",
+    "collected",
+    "listed",
+    "chose",
+    "near",
+    "again",
+    "ran_off",
+    "read",
+]
+ROOM = dict(names=I64, peaks=F32, picks=I32, list_y=F32, list_id=I32)
+SEVEN = dict(z=F32, t=F32, top=F32, scale="fp32", x=F64, out=F64, **ROOM)
 SHOWN = [
     ("look", dict(x=F64, out=F64), dict(F="log_exactly", N=8)),
     ("look", dict(x=I64, out=I64), dict(F="stir32", N=4)),
@@ -152,6 +174,12 @@ SHOWN = [
         dict(z=F32, tops=F32, scale="fp32", totals=F64, ks=I64, ps=F64, names=I64, out=I64),
         dict(TASK=2),
     ),
+    ("show_key", dict(names=I64, out=I64), {}),
+    ("show_bits", dict(names=I64, out=I64), dict(N=4)),
+    ("show_as_list", dict(z=F32, t=F32, part=F64, out=F32), {}),
+    ("show_merge", dict(part=F64, out=F64), dict(SLICES=2)),
+    ("show_slices", dict(out=I64), dict(BLOCK=4, SLICES=2)),
+    *(("on_list", SEVEN, dict(F=name)) for name in LISTS),
 ]
 CHAPTER = """
 import json, sys
@@ -186,7 +214,7 @@ def test_the_kernels_that_the_chapter_shows(tmp_path, full):
         for line in s.splitlines()
         if line.startswith("def ")
     }
-    assert names == {name for name, *_ in SHOWN} | {"stir32", "noise32"}
+    assert names == {name for name, *_ in SHOWN} | {"stir32", "noise32", "question", *LISTS}
     text = (
         "import triton, triton.language as tl\nfrom decoding_book import kernels\n"
         "globals().update({n: v for n, v in vars(kernels).items() if not n.startswith('__')})\n\n\n"
