@@ -176,7 +176,7 @@ def _key_tensor(name, value, bits):
     x = value.long()
     bad = x >> 32 != 0 if bits == 32 else (x < 0) & (value.dtype != torch.uint64)
     for i in bad.nonzero()[:1, 0].tolist():
-        raise ValueError(f"{name}, row {i}: {value[i].item()} is outside 0..2^{bits} - 1")
+        raise ValueError(f"{name}, {row_name([i])}: {value[i].item()} is outside 0..2^{bits} - 1")
     return x
 
 # %% ../nbs/A_checks.ipynb #1804ba3d

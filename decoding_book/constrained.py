@@ -24,7 +24,7 @@ from typing import Callable, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from .checks import in_float64, log_normalizer, one_of, text_ids, whole
+from .checks import in_float64, log_normalizer, one_of, row_name, text_ids, whole
 from .exhaustive import row_reader
 from .loop import Context, Draw, Prediction, as_prompts, as_stops, greedy
 from .sampler import rows_of_call
@@ -530,7 +530,8 @@ def mask_logits(
         raise ValueError(f"shape: of {mask.shape[1]} tokens, and the model has {logits.shape[1]}")
     z = logits.where(mask, -torch.inf)
     for r in (~z.amax(-1).isfinite()).nonzero()[:1, 0].tolist():
-        raise ValueError(f"logits: row {r} has no finite score for any allowed token, or NaN")
+        raise ValueError(f"logits: {row_name([r])} has no finite score for any allowed token, "
+                         "or NaN")
     return z
 
 # %% ../nbs/24_constrained.ipynb #ca4cab7d
@@ -589,7 +590,7 @@ class Constrained:
         z = self.narrow(prediction.logits, context)
         draw = self.choose(under_mask(self, prediction, context, z), context)
         for r in (z.gather(1, draw.ids[:, None]) == -torch.inf).nonzero()[:1, 0].tolist():
-            raise ValueError(f"choose: row {r}: {draw.ids[r]} is not allowed by the shape")
+            raise ValueError(f"choose: {row_name([r])}: {draw.ids[r]} is not allowed by the shape")
         return with_weight(draw, log_ratio(prediction.logits, z, draw.ids))
 
     def guess(self, prediction, context): return guess_under(self, prediction, context)
@@ -607,7 +608,8 @@ def shape_of_row(
     "The shape of a row."
     if not isinstance(constrained.shape, list): return constrained.shape
     if number >= len(constrained.shape):
-        raise ValueError(f"shape: {len(constrained.shape)} shapes, and there is a row {number}")
+        raise ValueError(f"shape: {len(constrained.shape)} shapes, and there is a "
+                         f"{row_name([number])}")
     return constrained.shape[number]
 
 # %% ../nbs/24_constrained.ipynb #182c27d8
@@ -625,7 +627,7 @@ def mask_rows(
         read, state = known[j] if known else (0, shape.start)
         for token in new[read:]:
             try: state = shape.advance(state, token)
-            except ValueError as e: raise ValueError(f"row {number}: {e}") from None
+            except ValueError as e: raise ValueError(f"{row_name([number])}: {e}") from None
         memory.append((len(new), state))
         masks.append(shape.allowed(state))
     context.memory[constrained] = memory

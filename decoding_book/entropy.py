@@ -13,7 +13,7 @@ from importlib import import_module
 
 import torch
 
-from .checks import check_logits
+from .checks import check_logits, row_name
 from .loop import Draw, LanguageModel, Prediction, as_prompts, left_pad, stream
 
 # %% ../nbs/16_entropy.ipynb #8f8438d2
@@ -138,9 +138,9 @@ def check_followed(
 ):
     "Refuse a text that cannot be followed."
     for i, r in enumerate(rows):
-        if len(r) < 2: raise ValueError(f"texts, row {i}: {len(r)} tokens, nothing to measure")
-        if len(r) > context:
-            raise ValueError(f"texts, row {i}: {len(r)} tokens, the context has {context}")
+        what = f"texts, {row_name([i])}: {len(r)} tokens"
+        if len(r) < 2: raise ValueError(f"{what}, nothing to measure")
+        if len(r) > context: raise ValueError(f"{what}, the context has {context}")
 
 # %% ../nbs/16_entropy.ipynb #65706fd1
 def follow(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from .checks import float64_home, in_float64, log_normalizer, whole
+from .checks import float64_home, in_float64, log_normalizer, row_name, whole
 from .loop import (LanguageModel, Result, as_prompts, as_stops, first_cache, held_ids,
                                 left_pad, new_text, token_texts)
 
@@ -133,8 +133,8 @@ def search_setup(
     context = getattr(model, "context", None) or math.inf
     for i, p in enumerate(prompts):
         if len(p) >= context:
-            raise ValueError(f"prompt, row {i}: {len(p)} tokens leave no room in a context "
-                             f"of {context}")
+            raise ValueError(f"prompt, {row_name([i])}: {len(p)} tokens leave no room in a "
+                             f"context of {context}")
     limits = [int(min(limit, context - len(p))) for p in prompts]
     return Search(prompts, single, limits, sorted(ends), stops)
 

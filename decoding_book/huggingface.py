@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from .checks import one_of, text_ids, whole
+from .checks import one_of, row_name, text_ids, whole
 from .loop import Context, Prediction
 from .smollm import (ChatPrompt, check_ids, check_messages, free_mark, prompt_pieces,
                                   shielded)
@@ -369,7 +369,8 @@ def check_call(
     "Refuse a call that the model would misread."
     check_ids(ids, mask, model.vocab_size)
     gaps = [] if mask is None else (mask[:, :-1] & ~mask[:, 1:]).any(1).nonzero()[:1, 0].tolist()
-    for row in gaps: raise ValueError(f"mask, row {row}: padded behind its text, pad on the left")
+    for row in gaps:
+        raise ValueError(f"mask, {row_name([row])}: padded behind its text, pad on the left")
     if cache is None: return
     if not isinstance(cache, HuggingFaceCache):
         raise TypeError(f"cache: {type(cache).__name__} is not a cache of this model's new_cache")
@@ -442,8 +443,8 @@ def given_mask(
         raise ValueError(f"attention_mask: {value} is neither 0 nor 1")
     given = given.bool()
     for i in (given[:, :-1] & ~given[:, 1:]).any(1).nonzero()[:1, 0].tolist():
-        raise ValueError(f"attention_mask, row {i}: padded on the right, and a text goes on "
-                         "there; tokenizer.padding_side = 'left'")
+        raise ValueError(f"attention_mask, {row_name([i])}: padded on the right, and a text "
+                         "goes on there; tokenizer.padding_side = 'left'")
     return given
 
 # %% ../nbs/20_huggingface.ipynb #569273c0

@@ -17,8 +17,8 @@ from typing import Callable, Iterator, Protocol, runtime_checkable
 
 import torch
 
-from .checks import (check_answer, check_number, log_normalizer, one_of, text_ids,
-                                  whole)
+from .checks import (check_answer, check_number, log_normalizer, one_of, row_name,
+                                  text_ids, whole)
 
 # %% ../nbs/01_loop.ipynb #02564ff1
 @dataclass
@@ -117,7 +117,7 @@ def as_prompts(
     "Every accepted form of a prompt as a list of checked id tensors."
     if _is_single(prompt, name): return [_one_prompt(model, prompt, name)], True
     if len(prompt) == 0: raise ValueError(f"{name}: {prompt!r} holds no row")
-    return [_one_prompt(model, p, f"{name}, row {i}") for i, p in enumerate(prompt)], False
+    return [_one_prompt(model, p, f"{name}, {row_name([i])}") for i, p in enumerate(prompt)], False
 
 # %% ../nbs/01_loop.ipynb #758b5997
 def left_pad(
@@ -380,8 +380,8 @@ def stream(
     limit = getattr(model, "context", None)
     for i, p in enumerate(prompts):
         if limit and len(p) >= limit:
-            raise ValueError(f"prompt, row {i}: {len(p)} tokens leave no room in a context "
-                             f"of {limit}")
+            raise ValueError(f"prompt, {row_name([i])}: {len(p)} tokens leave no room in a "
+                             f"context of {limit}")
     ends, strings = as_stops(model, stop, ignore_eos)
     seconds = torch.inf if max_time is None else check_number("max_time", max_time, 0)
     held_ids(model, prompts, cache)                             # for its checks
@@ -661,8 +661,8 @@ def score(
     if stride is not None: return _by_windows(model, rows, chunk, context, stride)
     for i, row in enumerate(rows):
         if context and len(row) > context + 1:                  # the last one is not read
-            raise ValueError(f"text_or_ids, row {i}: {len(row)} tokens are too many for a context "
-                             f"of {context}: give a `stride`")
+            raise ValueError(f"text_or_ids, {row_name([i])}: {len(row)} tokens are too many for a "
+                             f"context of {context}: give a `stride`")
     ids, mask = left_pad(rows, getattr(model, "device", "cpu"))
     begins = getattr(model, "start_ids", None) == []
     if begins:        # such a model predicts the first token after nothing: a column of padding

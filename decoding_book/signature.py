@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from .checks import check_logits, check_number, per_row, text_ids, whole
+from .checks import check_logits, check_number, per_row, row_name, text_ids, whole
 from .noise import Key, check_key, hash_bits, key_state, uniform_bits
 from .sampler import Sampler, Settings, check_parts, draw, rows_of_call, shape_of
 
@@ -119,7 +119,7 @@ def as_texts(
     single |= listed and all(isinstance(x, Integral) for x in text)
     V, rows = getattr(model, "vocab_size", NOTHING), []
     for i, row in enumerate([text] if single else text):
-        name = "text" if single else f"text, row {i}"
+        name = "text" if single else f"text, {row_name([i])}"
         if isinstance(row, str):
             if not hasattr(model, "encode"):
                 raise TypeError(f"{name}: {row!r} needs a model that encodes it: give ids")

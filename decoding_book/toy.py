@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from .checks import one_of, text_ids, whole
+from .checks import one_of, row_name, text_ids, whole
 from .loop import Prediction, as_prompts, as_stops
 
 # %% ../nbs/02_toy.ipynb #c332a324
@@ -43,8 +43,8 @@ def _log_table(
     total = table.sum(-1)
     bad = ~((total - 1).abs() < 1e-6) | (table < 0).any(-1)
     for at in bad.nonzero()[:1].tolist():
-        raise ValueError(f"{name}: row {at} is no distribution: {table[tuple(at)].tolist()} "
-                         f"sums to {total[tuple(at)].item():g}")
+        raise ValueError(f"{name}: {row_name(at)} is no distribution: "
+                         f"{table[tuple(at)].tolist()} sums to {total[tuple(at)].item():g}")
     return table.log()
 
 # %% ../nbs/02_toy.ipynb #b31e4ec1

@@ -3,6 +3,7 @@ style and spelling."""
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -157,6 +158,25 @@ def hidden_imports(path):
 def test_no_name_in_a_function_hides_an_imported_one(path):
     by_need = {"kernels": {"LOG2_E"}}  # a kernel sees no global: it is the parameter's default
     assert set(hidden_imports(path)) == by_need.get(path.stem, set())
+
+
+def rows_named(tree):
+    "The lines that write `row` before a number into a text."
+    for node in ast.walk(tree):
+        values = node.values if isinstance(node, ast.JoinedStr) else []
+        for before, after in zip(values, values[1:]):
+            if isinstance(after, ast.FormattedValue) and isinstance(before, ast.Constant):
+                if re.search(r"\brow $", before.value):
+                    yield ast.unparse(node)
+
+
+# `row_name` itself, a row of a Parquet file, what stands above the rows of a picture.
+ROWS_BY_HAND = {"checks": 1, "scale": 1, "show": 1, "trees": 1}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_a_row_that_is_refused_is_named_by_row_name(path):
+    assert len(list(rows_named(parse(path)))) == ROWS_BY_HAND.get(path.stem, 0)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
