@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['TREE_CSS', 'COLUMN', 'THIN', 'LINES', 'STEP', 'BOX', 'ROW', 'ENDED', 'STEP_CSS', 'STEP_SCRIPT', 'branches', 'bands',
-           'svg_text', 'svg_title', 'fitted', 'figure', 'band_svg', 'path_svg', 'names_svg', 'tree_html', 'box_svg',
-           'edge_svg', 'cut_svg', 'beam_html', 'record_html', 'Line', 'Panel', 'decoder', 'in_line', 'logits_after',
-           'token_panel', 'loop_panels', 'standing', 'listed', 'beam_panel', 'beam_panels', 'line_html', 'panel_html',
-           'panels_of', 'at_step', 'stepper_html']
+           'svg_text', 'svg_title', 'fitted', 'figure', 'band_svg', 'path_svg', 'names_svg', 'paths_svg', 'check_paths',
+           'tree_html', 'fate_of', 'box_title', 'box_svg', 'edge_svg', 'cut_svg', 'row_top', 'beam_html', 'record_html',
+           'Line', 'Panel', 'decoder', 'in_line', 'logits_after', 'token_lines', 'chosen_where', 'token_panel',
+           'loop_panels', 'standing', 'listed', 'path_name', 'beam_lines', 'continued', 'beam_panel', 'beam_panels',
+           'line_html', 'panel_html', 'panels_of', 'at_step', 'stepper_html']
 
 # %% ../nbs/A_trees.ipynb #dd2a4646
 import math
+from collections import Counter
 from html import escape
 from typing import NamedTuple
 
@@ -42,9 +44,7 @@ def bands(
 ) -> list:              # (prefix or None, level, top, height, number of texts)
     "Where each prefix of a tree is drawn; None for the sum of the thin ones."
     mass, after = branches(texts)
-    count = {prefix: 0 for prefix in mass}
-    for text in texts:
-        for n in range(len(text) + 1): count[text[:n]] += 1
+    count = Counter(text[:n] for text in texts for n in range(len(text) + 1))
     out, todo = [], [((), 0.)]
     while todo:
         prefix, top = todo.pop()
@@ -73,10 +73,13 @@ TREE_CSS = """<style>
 .dt p{font-size:.85em;margin:.2em 0}
 </style>""".replace("\n", "")
 
+# %% ../nbs/A_trees.ipynb #138d2b5b
 def svg_text(text): return escape(text).replace("$", "<tspan>$</tspan>")
 
+# %% ../nbs/A_trees.ipynb #02ec67c5
 def svg_title(text): return f"<title>{escape(text).replace('$', '＄')}</title>"
 
+# %% ../nbs/A_trees.ipynb #540a6b48
 def fitted(
     token: str,    # text of one token
     room: int,     # characters that fit
@@ -100,8 +103,6 @@ def figure(body, width, height, label, caption, fixed=False):
 # %% ../nbs/A_trees.ipynb #c699d596
 COLUMN = 58   # width of a word's column, in pixels
 THIN = ' style="stroke:none"'   # no outline around a band of under 3 pixels
-LINES = [("vermillion", ""), ("orange", "7 3"), ("green", "2 2"), ("purple", "9 3 2 3"),
-         ("blue", "1 3")]               # colour and dashes of each path
 
 def band_svg(prefix, level, top, p, n, share, tall):
     "One band, with the rest on hover, and its word if there is room."
@@ -118,6 +119,9 @@ def band_svg(prefix, level, top, p, n, share, tall):
     return band, name
 
 # %% ../nbs/A_trees.ipynb #4c1914cd
+LINES = [("vermillion", ""), ("orange", "7 3"), ("green", "2 2"), ("purple", "9 3 2 3"),
+         ("blue", "1 3")]               # colour and dashes of each path
+
 def path_svg(places, text, k, tall):
     "The bands of one path, outlined, and where its name goes."
     colour, dash = LINES[k % len(LINES)]
@@ -145,6 +149,24 @@ def names_svg(labels, x):
                 f'<text x="{x + 21}" y="{at + 4:.1f}">{svg_text(name)}</text>')
     return out
 
+# %% ../nbs/A_trees.ipynb #8eed7c30
+def paths_svg(places, paths, tall, x):
+    "The outlines of all paths, and their names at the right."
+    outlines, labels = "", []
+    for k, (name, text) in enumerate(paths.items()):
+        outline, y = path_svg(places, tuple(text), k, tall)
+        outlines += outline
+        labels.append((y, k, name))
+    return outlines, names_svg(labels, x)
+
+# %% ../nbs/A_trees.ipynb #2bdabf7a
+def check_paths(paths, mass):
+    "Refuse paths that have no band."
+    for name, text in paths.items():
+        if not text: raise ValueError(f"paths: {name!r} is empty, and has no band")
+        if tuple(text) not in mass:
+            raise ValueError(f"paths: {name!r} is {tuple(text)}, which is no text of the tree")
+
 # %% ../nbs/A_trees.ipynb #ca69afe1
 def tree_html(
     texts: dict,         # {text as a tuple of words: probability}; all texts, or some
@@ -154,56 +176,56 @@ def tree_html(
 ) -> str:                # HTML that needs no script
     "All texts as bands to scale: a column for each word, the most probable on top."
     mass, _ = branches(texts)
-    for name, text in paths.items():
-        if not text: raise ValueError(f"paths: {name!r} is empty, and has no band")
-        if tuple(text) not in mass:
-            raise ValueError(f"paths: {name!r} is {tuple(text)}, which is no text of the tree")
-    places, body, words, marks, labels = {}, "", "", "", []
+    check_paths(paths, mass)
+    places, body, words = {}, "", ""
     thin = min([1.2 / tall] + [mass[tuple(t)] for t in paths.values()])
     for prefix, level, top, p, n in bands(texts, thin):
         share = p / mass[prefix[:-1]] if prefix else 0.
         band, word = band_svg(prefix, level, top, p, n, share, tall)
         body, words = body + band, words + word
         if prefix: places[prefix] = top, p
-    levels = max(map(len, texts))
-    for k, (name, text) in enumerate(paths.items()):
-        outline, y = path_svg(places, tuple(text), k, tall)
-        marks += outline
-        labels.append((y, k, name))
-    width = levels * COLUMN + (2 + max([24 + 6.4 * len(n) for n in paths], default=0))
+    right = max(map(len, texts)) * COLUMN
+    outlines, names = paths_svg(places, paths, tall, right)
+    width = right + (2 + max([24 + 6.4 * len(n) for n in paths], default=0))
     label = "; ".join([f"Tree of {len(texts)} texts"]
                       + [f"{name}: {' '.join(text)}" for name, text in paths.items()])
-    body += marks + words + names_svg(labels, levels * COLUMN)
-    return figure(body, width, tall * mass[()] + 5, label, caption)
+    return figure(body + outlines + words + names, width, tall * mass[()] + 5, label, caption)
 
 # %% ../nbs/A_trees.ipynb #477a6be7
 STEP, BOX, ROW = 68, 54, 34   # of the beam, in pixels
 
-def box_svg(entry, x, y, kept, win, lost=False):
-    "One text of a beam: its newest token and its probability."
+def fate_of(win, lost):
+    if win: return "win"
+    return "lost" if lost else ""
+
+# %% ../nbs/A_trees.ipynb #2b5b3fc0
+def box_title(entry, kept):
+    "What a box says on hover."
     p = percent(math.exp(min(entry["logprob"], 0.)))
     score = "" if entry["score"] == entry["logprob"] else f", score {entry['score']:.3f}"
     status = "finished" if entry["finished"] else "kept"
     if not kept: status = "cut"
-    fate = "lost" if lost else ""
-    if win: fate = "win"
-    title = svg_title(f"{entry['text']}: {p}, log-probability {entry['logprob']:.3f}{score}, "
-                      f"{status}")
+    return svg_title(f"{entry['text']}: {p}, log-probability {entry['logprob']:.3f}{score}, "
+                     f"{status}")
+
+# %% ../nbs/A_trees.ipynb #7ff67015
+def box_svg(entry, x, y, kept, win, lost=False):
+    "One text of a beam: its newest token and its probability."
     frame = f'<rect x="{x + 2.5}" y="{y + 2.5}" width="{BOX - 5}" height="23" fill="none"/>'
     fill = 'fill="#56B4E9" fill-opacity=".25"' if kept else 'fill="none"'
-    return (f'<g class="{"" if kept else "cut"}">{title}<rect x="{x}" y="{y}" width="{BOX}" '
-            f'height="28" rx="3" {fill} class="{fate}"/>'
+    return (f'<g class="{"" if kept else "cut"}">{box_title(entry, kept)}'
+            f'<rect x="{x}" y="{y}" width="{BOX}" '
+            f'height="28" rx="3" {fill} class="{fate_of(win, lost)}"/>'
             f'{frame if entry["finished"] else ""}<text x="{x + 5}" y="{y + 12.5}">'
             f'{svg_text(fitted(entry["token"], 7))}</text>'
-            f'<text class="s" x="{x + 5}" y="{y + 23}">{p}</text></g>')
+            f'<text class="s" x="{x + 5}" y="{y + 23}">'
+            f'{percent(math.exp(min(entry["logprob"], 0.)))}</text></g>')
 
 # %% ../nbs/A_trees.ipynb #e710a622
 def edge_svg(x, y, y0, win, lost=False):
     "The line from a text to one that it became."
     a, b = x - STEP + BOX, x
-    fate = " lost" if lost else ""
-    if win: fate = " win"
-    return (f'<path class="e{fate}" '
+    return (f'<path class="{f"e {fate_of(win, lost)}".strip()}" '
             f'd="M{a} {y0 + 14}C{a + 8} {y0 + 14} {b - 8} {y + 14} {b} {y + 14}"/>')
 
 # %% ../nbs/A_trees.ipynb #89f4cd81
@@ -225,6 +247,11 @@ def cut_svg(
     return (f'{line}<g>{svg_title(f"step {n}: the dashed text is cut")}'
             f'<path class="x" d="M{middle - 5} {y - 5}l10 10m0 -10l-10 10"/></g>')
 
+# %% ../nbs/A_trees.ipynb #176de67c
+def row_top(i, kept, most):
+    "The height of entry `i` of a step that keeps `kept`, in a beam that keeps up to `most`."
+    return 16 + ROW * i if i < kept else 30 + ROW * (most + i - kept)
+
 # %% ../nbs/A_trees.ipynb #3931dc47
 def beam_html(
     steps: list,          # for each step: entries kept and entries cut, best first
@@ -241,8 +268,7 @@ def beam_html(
         x, places = 1 + s * STEP, {}
         boxes += f'<text class="s" x="{x}" y="10">step {s + 1}</text>'
         for i, entry in enumerate(kept + cut):
-            alive, ids = i < len(kept), tuple(entry["ids"])
-            y = 16 + ROW * i if alive else 30 + ROW * (most + i - len(kept))
+            alive, ids, y = i < len(kept), tuple(entry["ids"]), row_top(i, len(kept), most)
             win, parent = alive and winner[:len(ids)] == ids, ids if ids in before else ids[:-1]
             gone = lost[:len(ids)] == ids and not win
             if parent in before: edges += edge_svg(x, y, before[parent], win, gone)
@@ -283,6 +309,7 @@ class Line(NamedTuple):
     fate: str = ""         # chosen, kept, cut, or nothing
     followed: bool = False # is it the beginning of the text that one follows?
 
+# %% ../nbs/A_trees.ipynb #e4c1ef68
 class Panel(NamedTuple):
     "One step of a decode or of a search."
     before: str            # the text so far; empty: not shown
@@ -296,8 +323,10 @@ ENDED = {None: "", "eos": " It is the end mark: the text is over.",
          "stop": " A stop rule ends the text.", "length": " That was the last token allowed.",
          "context": " The context is full."}
 
+# %% ../nbs/A_trees.ipynb #61435c83
 def decoder(model): return getattr(model, "decode", lambda ids: " ".join(map(str, ids)))
 
+# %% ../nbs/A_trees.ipynb #74f5fbc4
 def in_line(
     text: str,       # anything
     most: int = 60,  # characters of its end
@@ -306,11 +335,40 @@ def in_line(
     text = "".join(c if c == " " else mark(c) for c in text)
     return text if len(text) <= most else "…" + text[-most:]
 
+# %% ../nbs/A_trees.ipynb #d7df0fc3
 def logits_after(model, ids, chosen):
     "The logits of some tokens after a text (T,); None if the model is gone, as after a reload."
     if not callable(model): return None
     with torch.no_grad():
         return model(ids[None].to(getattr(model, "device", "cpu"))).logits[0, chosen].tolist()
+
+# %% ../nbs/A_trees.ipynb #cde91350
+def token_lines(
+    step,      # of a generation, of one row
+    piece: str,  # what the chosen token adds
+    names: dict,   # {id: name} of the most probable tokens
+    scores,    # {id: logit} of these and the chosen one, or None: log-probabilities are shown
+) -> list:     # of `Line`
+    "What could have been said at one step."
+    top = dict(zip(step.top_ids[0].tolist(), step.top_logprobs[0].tolist()))
+    chosen = step.ids[0].item()
+    all_of = {**top, chosen: step.logprobs[0].item()}
+    lines = [Line(names.get(i, token_name(piece)), f"{(scores or all_of)[i]:.2f}",
+                  math.exp(min(lp, 0.)), "chosen" if i == chosen else "")
+             for i, lp in all_of.items()]
+    rest = 1 - sum(line.p for line in lines)
+    if rest > 1e-6: lines.append(Line("all others", "", rest))
+    return lines
+
+# %% ../nbs/A_trees.ipynb #5380f741
+def chosen_where(
+    at: int,  # place of the chosen token among the lines, from 0
+    n: int,   # how many of them are the most probable
+) -> str:     # empty if none was noted
+    "The rank of the chosen token, as the end of a sentence."
+    if not n: return ""
+    if at == n: return f", not among the {n} most probable"
+    return f", number {at + 1} by probability" if at else ", the most probable"
 
 # %% ../nbs/A_trees.ipynb #c0a1f105
 def token_panel(
@@ -321,24 +379,15 @@ def token_panel(
     scores,    # {id: logit} of these and the chosen one, or None
 ) -> Panel:
     "Ask, softmax, choose, append."
-    top = dict(zip(step.top_ids[0].tolist(), step.top_logprobs[0].tolist()))
-    chosen, place = step.ids[0].item(), list(top)
-    all_of = {**top, chosen: step.logprobs[0].item()}
-    written = {i: f"{(scores or all_of)[i]:.2f}" for i in all_of}
-    lines = [Line(names.get(i, token_name(piece)), written[i], math.exp(min(lp, 0.)),
-                  "chosen" if i == chosen else "") for i, lp in all_of.items()]
-    rest = 1 - sum(line.p for line in lines)
-    if rest > 1e-6: lines.append(Line("all others", "", rest))
-    best = f' The largest: "{names[place[0]]}" {written[place[0]]}.' if place else ""
+    lines, n = token_lines(step, piece, names, scores), step.top_ids.shape[1]
+    at = [line.fate for line in lines].index("chosen")
+    best = f' The largest: "{lines[0].name}" {lines[0].score}.' if n else ""
     asked = f'After "{in_line(text)}"' if text else "At the start"
     what = "gives every token a score, its logit." if scores else (
         "scored every token; here its scores are less a constant, which softmax does not see.")
-    where = f", not among the {len(place)} most probable"
-    if chosen in top: where = f", number {place.index(chosen) + 1} by probability"
-    if place[:1] == [chosen]: where = ", the most probable"
     said = [f"{asked} the model {what}{best}", "Softmax makes probabilities of the scores"
-            + (f': "{lines[0].name}" {percent(lines[0].p)}.' if place else "."),
-            f'Chosen: "{lines[list(all_of).index(chosen)].name}"{where if place else ""}.',
+            + (f': "{lines[0].name}" {percent(lines[0].p)}.' if n else "."),
+            f'Chosen: "{lines[at].name}"{chosen_where(at, n)}.',
             f'Appended: "{in_line(text + piece)}".{ENDED[step.ended[0]]}']
     return Panel(in_line(text, 300), in_line(piece), lines, said)
 
@@ -375,6 +424,7 @@ def standing(
     if 0 < was < now: verb = "falls back to"
     return f' "{name}" {verb} place {now}.'
 
+# %% ../nbs/A_trees.ipynb #10724c19
 def listed(names):
     "Some texts in words, or their number."
     quoted = [f'"{name}"' for name in names]
@@ -382,23 +432,32 @@ def listed(names):
     return " and ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))
 
 # %% ../nbs/A_trees.ipynb #c0a1f110
-def beam_panel(kept, cut, before, prompt, follow, decode):
-    "Continue, cut: a step of a beam after the texts `before`."
-    def name(path): return in_line(decode(list(path.ids)))
+def path_name(path, decode): return in_line(decode(list(path.ids)))
+
+def beam_lines(kept, cut, follow, decode):
+    "The texts of a step, and what became of them."
     ranked = any(path.score != path.total for path in kept + cut)
     fates = ["kept, ended" if path.finished else "kept" for path in kept] + ["cut"] * len(cut)
-    lines = [Line(name(path), f"{path.score:.2f}" if ranked else "", math.exp(min(path.total, 0.)),
-                  fate, path.ids == follow[:len(path.ids)])
-             for path, fate in zip(kept + cut, fates)]
-    going = [name(p) for p in before if not p.finished]
-    ended = [name(p) for p in before if p.finished and p in kept + cut]
+    return [Line(path_name(path, decode), f"{path.score:.2f}" if ranked else "",
+                 math.exp(min(path.total, 0.)), fate, path.ids == follow[:len(path.ids)])
+            for path, fate in zip(kept + cut, fates)]
+
+# %% ../nbs/A_trees.ipynb #339115ac
+def continued(before, still, prompt, decode):
+    "What a step began with: the texts `before`, of which some are `still` there, as a sentence."
     asked = f'After "{in_line(prompt)}"' if prompt else "At the start"
-    first = f"{asked} the model scores every token. These are the best."
-    if before:
-        first = f"Continued with every token: {listed(going)}. These are the best."
-        if ended: first = f"Ended, and competing as before: {listed(ended)}. {first}"
+    if not before: return f"{asked} the model scores every token. These are the best."
+    going = [path_name(p, decode) for p in before if not p.finished]
+    ended = [path_name(p, decode) for p in before if p.finished and p in still]
+    said = f"Continued with every token: {listed(going)}. These are the best."
+    return f"Ended, and competing as before: {listed(ended)}. {said}" if ended else said
+
+# %% ../nbs/A_trees.ipynb #8c06f299
+def beam_panel(kept, cut, before, prompt, follow, decode):
+    "Continue, cut: a step of a beam after the texts `before`."
     many = "The best one stays." if len(kept) == 1 else f"The {len(kept)} best stay."
-    return Panel("", "", lines, [first, many], (1, 1, 2))
+    said = [continued(before, kept + cut, prompt, decode), many]
+    return Panel("", "", beam_lines(kept, cut, follow, decode), said, (1, 1, 2))
 
 # %% ../nbs/A_trees.ipynb #c0a1f111
 def beam_panels(
@@ -433,6 +492,10 @@ STEP_CSS = """<style>
 grid-template-columns:repeat(auto-fit,minmax(min(16rem,100%),1fr))}
 .dw p{margin:.25em 0;font-size:.9em;overflow-wrap:anywhere}
 .dw .dw-x{white-space:pre-wrap;font-size:1em}.dw mark{background:rgba(230,159,0,.35);color:inherit}
+"""
+
+# %% ../nbs/A_trees.ipynb #52e0f601
+STEP_CSS += """\
 .dw .dw-l li{position:relative;display:grid;grid-template-columns:minmax(0,1fr) auto 5em 5em;
 gap:.6em;margin:2px 0;padding:0 .4em;border-left:4px solid transparent;overflow-wrap:anywhere;
 font-size:.9em;font-variant-numeric:tabular-nums}
@@ -441,6 +504,10 @@ font-size:.9em;font-variant-numeric:tabular-nums}
 .dw .dw-l i{position:absolute;inset:0 auto 0 0;background:rgba(86,180,233,.35)}
 .dw-l b,.dw-l span,.dw-l em{position:relative;font-style:normal}
 .dw .dw-d:not(:has(.dw-later)) b{text-decoration:line-through}
+"""
+
+# %% ../nbs/A_trees.ipynb #fb98edcf
+STEP_CSS += """\
 .dw .dw-b{display:flex;flex-wrap:wrap;gap:.5em;align-items:center;margin:0 0 .5em}
 .dw button{font:inherit;color:inherit;background:rgba(127,127,127,.14);border-radius:.3em;
 border:1px solid rgba(127,127,127,.6);padding:.2em .9em;min-height:2.4em;cursor:pointer}
@@ -449,7 +516,8 @@ border:1px solid rgba(127,127,127,.6);padding:.2em .9em;min-height:2.4em;cursor:
 .dw .dw-s{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 @media print{.dw-on .dw-o{display:block}.dw .dw-f,.dw .dw-later{visibility:visible!important}
 .dw .dw-b{display:none}}
-</style>""".replace("\n", "")
+</style>"""
+STEP_CSS = STEP_CSS.replace("\n", "")
 
 # %% ../nbs/A_trees.ipynb #c0a1f116
 STEP_SCRIPT = """<script>(() => {
@@ -465,6 +533,10 @@ function start(box) {
   const bar = make("div", "dw-b", ""), said = make("p", "dw-s", ""), count = make("span", "", "");
   const [back, next, play] = ["Back", "Next", "Play"].map(text => make("button", "", text));
   const stop = () => { clearInterval(timer); timer = 0; play.textContent = "Play"; };
+"""
+
+# %% ../nbs/A_trees.ipynb #5ae5bfc9
+STEP_SCRIPT += """\
   function show(n) {
     at = Math.max(0, Math.min(n, frames.length - 1));
     const {step, parts, phase} = frames[at], end = at === frames.length - 1;
@@ -499,6 +571,10 @@ STEP_SCRIPT += """
     event.stopPropagation();
     go(to);
   });
+"""
+
+# %% ../nbs/A_trees.ipynb #bfb4e35b
+STEP_SCRIPT += """\
   said.setAttribute("role", "status");
   for (const button of [back, next, play]) button.type = "button";
   bar.append(back, next, play, count);
@@ -520,6 +596,7 @@ def line_html(line, shown):
             f'<span data-p="{p}">{html_text(percent(line.p))}</span> '
             f'<em data-p="{fate}">{line.fate}</em></li>')
 
+# %% ../nbs/A_trees.ipynb #daf9ebd8
 def panel_html(panel, name):
     "One step of one result."
     label = f"{name}: " if name else ""
@@ -553,6 +630,7 @@ def at_step(panels, n):
     if n < len(panels): return panels[n]
     return panels[-1]._replace(said=["It is over."], shown=(1, 1, 1))
 
+# %% ../nbs/A_trees.ipynb #0d9ced6d
 def stepper_html(
     results,            # of `generate` or `beam_search`, or {name: result}, side by side
     follow=None,        # ids of the text to follow in beams; None: the most probable that was found
