@@ -27,7 +27,7 @@ from decoding_book.transformer import GPT, GPTConfig
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_oracle_beam(name):
+def test_beams_are_those_of_the_oracle(name):
     _, T, get = case(name)
     for i, k in enumerate(get("ks").tolist()):
         model = case(name)[0]
@@ -80,7 +80,7 @@ def brute_force(tree, V, T, eos):
     return sorted(found)
 
 
-def test_brute_force(full, record):
+def test_searches_find_what_brute_force_finds(full, record):
     worlds, widths = (2400 if full else 100), (1, 2, 3, 4, 8)
     regrets, missed = {k: [] for k in widths}, dict.fromkeys(widths, 0)
     for seed in range(worlds):

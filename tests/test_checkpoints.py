@@ -23,7 +23,7 @@ def quiet(monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "1")
 
 
-def test_damaged_checkpoints(tmp_path):
+def test_damaged_checkpoints_are_refused(tmp_path):
     path = tmp_path / "t.safetensors"
     t = trainer(path).run()
     whole = path.read_bytes()

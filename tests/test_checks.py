@@ -121,7 +121,7 @@ def test_counts_have_limits():
         (10**400, {}, ValueError, "is outside"),
     ],
 )
-def test_one_number(value, limits, error, text):
+def test_one_number_is_refused_by_its_name(value, limits, error, text):
     with pytest.raises(error, match=text):
         check_number("x", value, **limits)
     rows = torch.zeros(2, 3)
@@ -321,13 +321,13 @@ def test_a_parameter_a_row_has_one_entry_a_row():
         ({}, TypeError, "logits"),
     ],
 )
-def test_bad_logits(logits, error, text):
+def test_bad_logits_are_refused_by_their_row(logits, error, text):
     for f in (check_logits, lambda z: temperature(z, 1.0), lambda z: top_k(z, 3)):
         with pytest.raises(error, match=text):
             f(logits)
 
 
-def test_good_logits():
+def test_good_logits_keep_their_values():
     assert check_logits([1.0, -INF]).tolist() == [1.0, -INF]
     assert check_logits(np.array([1.0, 2.0])).dtype == torch.float64
     assert check_logits(torch.ones(2, dtype=torch.bfloat16)).dtype == torch.float32
@@ -364,12 +364,12 @@ def test_good_logits():
         (object(), TypeError, "x"),
     ],
 )
-def test_bad_parameters(value, error, text):
+def test_bad_parameters_are_refused_by_their_limits(value, error, text):
     with pytest.raises(error, match=text):
         per_row("x", value, torch.zeros(2, 5), low=0, high=1)
 
 
-def test_good_parameters():
+def test_good_parameters_take_a_value_a_row():
     z = torch.zeros(2, 3, 5)
     assert per_row("x", 0.5, z).shape == per_row("x", torch.tensor(0.5), z).shape == (1,)
     assert (

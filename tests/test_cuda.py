@@ -100,7 +100,7 @@ def test_the_plain_form_in_every_row(kind, full, record):
 
 @needs_triton
 @pytest.mark.parametrize("V", [1000, 4096, 5003, 50_257, 262_144])
-def test_longer_rows(V, full, record):
+def test_longer_rows_give_the_same_tokens(V, full, record):
     rng, rows = np.random.default_rng(V), 0
     kinds = reference.KINDS if full else reference.KINDS[V % 3 :: 3 if V < 10_000 else 5]
     for i, kind in enumerate(kinds):
@@ -285,7 +285,7 @@ def test_logits_too_far_apart_to_subtract():
 
 
 @needs_triton
-def test_strides():
+def test_strides_of_a_view_change_no_token():
     z = 3 * torch.randn(8, 130, generator=torch.Generator().manual_seed(2))
     for view in (z[::2, 5:70], z.T[:9], z[:3, ::3], z[3:4].expand(3, -1), z.flip(0)[5:, 1:]):
         assert view.shape[0] > 1
@@ -420,7 +420,7 @@ def test_what_is_refused():
 
 
 @needs_triton
-def test_slices():
+def test_slices_are_a_power_of_two_and_not_too_many():
     for B, V in itertools.product(
         (1, 3, 8, 32, 65, 66, 128, 5000), (1, 2048, 2049, 32_000, 262_144)
     ):

@@ -74,7 +74,7 @@ def compiled(rows):
 
 
 @needs_triton
-def test_every_variant(full, record):
+def test_every_variant_compiles_for_its_target(full, record):
     """Each kernel for a target of its own, in types that take turns: `--full` takes all of
     everything. And what a launch folds into the code when an argument is 1: one row, one token; or
     a stride between tokens."""

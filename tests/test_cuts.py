@@ -217,7 +217,7 @@ def test_typical_can_remove_the_best():
 
 @pytest.mark.parametrize("cut", CUTS, ids=NAMES.get)
 @pytest.mark.parametrize("size", [1e-300, 1e-30, 1e30, 1.7e308])
-def test_extreme_logits(cut, size):
+def test_extreme_logits_leave_a_token(cut, size):
     z = torch.tensor([[1.0, -1.0, 0.5, -0.25, 0.0, -INF]], dtype=torch.float64) * size
     for x in CUTS[cut]:
         out = cut(z, x)

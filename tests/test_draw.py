@@ -49,7 +49,7 @@ def test_the_plain_chain_is_the_reference(kind, full, record):
 
 
 @pytest.mark.parametrize("V", LONG)
-def test_long_rows(V, full, record):
+def test_long_rows_give_the_tokens_of_the_reference(V, full, record):
     rng, rows = np.random.default_rng(V), 4 if full else 1
     kinds = KINDS if full else KINDS[LONG.index(V) % 2 :: 2]
     types = TYPES if full else [str(rng.choice(TYPES))]
@@ -79,7 +79,7 @@ def recorded():
         )
 
 
-def test_recorded_draws():
+def test_recorded_draws_are_drawn_again():
     "By the plain chain and by the reference."
     for z, p, k, token, kept, logprob in recorded():
         out = draw(z[None], Sampler(**p), Key(**{n: [v] for n, v in k.items()}), backend="plain")
@@ -89,7 +89,7 @@ def test_recorded_draws():
         assert reference.draw_row(wide.numpy(), k, **p)[:2] == (token, kept), (p, k)
 
 
-def test_recorded_functions():
+def test_recorded_functions_give_the_same_bits():
     def same(ours, name):
         return ours.tobytes() == VECTORS[name].tobytes()
 

@@ -75,7 +75,7 @@ def context(n, given=1, ids=None):
 # ---------------------------------------------------------------- as published
 
 
-def test_oracle_decisions():
+def test_oracle_decisions_are_made_again():
     for i in range(40):
         d = EntropySampler(published(i)).decide(
             measures_of(DATA["dec_metrics"][i]), torch.tensor([bool(DATA["dec_asked"][i])])
@@ -580,7 +580,7 @@ def test_attention_off_ignores_what_the_model_gives(fitting):
         torch.testing.assert_close(x, y, equal_nan=True)
 
 
-def test_calibrate(tiny):
+def test_calibrate_takes_thirds_of_what_it_measured(tiny):
     own = calibrate(tiny, TEXTS)
     again = calibrate(tiny, TEXTS)
     assert own == again and own.temp == EntropixConfig().temp
@@ -755,7 +755,7 @@ def test_bad_logits_are_refused():
 # ---------------------------------------------------------------- the view, the real model
 
 
-def test_the_view(tiny, fitting):
+def test_the_view_shades_each_token_by_its_branch(tiny, fitting):
     out = generate(
         tiny, TEXTS, EntropySampler(EntropixConfig(**fitting), clarify=5), max_new_tokens=12
     )

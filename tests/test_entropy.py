@@ -49,7 +49,7 @@ def close(a, b, atol=1e-9):
 # ---------------------------------------------------------------- oracle
 
 
-def test_oracle_entropy():
+def test_entropy_and_varentropy_are_those_of_the_oracle():
     for i in range(24):
         z = torch.tensor(DATA["unc_logits"][i, : DATA["unc_V"][i]])
         close(torch.stack(measures(z)), (DATA["unc_entropy"][i], DATA["unc_varentropy"][i]))

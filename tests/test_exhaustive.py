@@ -20,7 +20,7 @@ def test_all_cases_are_there():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_oracle_best(name):
+def test_both_searches_find_the_best_text_of_the_oracle(name):
     model, T, get = case(name)
     exhaustive = exhaustive_search(model, "", T)
     assert model.calls <= T and model.rows == exhaustive.rows

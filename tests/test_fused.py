@@ -100,7 +100,7 @@ def in_type(z, dtype):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_same_token(kind, full, record):
+def test_same_token_as_the_plain_chain(kind, full, record):
     "Rows, parameters and keys of the draw's reference: one of everything in each batch."
     rng, rows, B = np.random.default_rng(KINDS.index(kind)), 0, 40
     for turn in range(34 if full else 1):
@@ -146,7 +146,7 @@ def test_same_token_large(V, full, record):
     record(f"fused_same_token_{V}", {"rows": rows, "left out": 0})
 
 
-def test_recorded_draws():
+def test_recorded_draws_are_drawn_again():
     "The vectors that every language has."
     rows = np.split(DRAWS["logits"], DRAWS["size"].cumsum()[:-1])
     for i, row in enumerate(rows):
@@ -268,7 +268,7 @@ def test_equal_scores_go_to_the_lower_id():
             same(outside, dict(min_p=1e-9), Key(seed))
 
 
-def test_worst_rows():
+def test_worst_rows_are_drawn_alike():
     "Rows on which no short list helps, and rows that mislead a search for the edge."
     V = 40_000
     rows = {
@@ -363,7 +363,7 @@ def test_a_nan_anywhere_is_seen():
         assert np.isnan(fused.group_maxima(z, min(V, 1024)).max())
 
 
-def test_the_crossing():
+def test_the_crossing_is_where_a_sort_has_it():
     "The search for the edge and the cut against a sort, with weights of 0 and ties."
     rng = np.random.default_rng(2)
     for _ in range(400):
@@ -387,7 +387,7 @@ def test_the_crossing():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_masses(dtype):
+def test_masses_are_as_exact_as_promised(dtype):
     "The exact mass is the sum of the plain chain's weights; the rough one keeps its promise."
     rng, worst = np.random.default_rng(4), 0.0
     for V in (1, 8, 1000, 5003, 151_936):
@@ -410,7 +410,7 @@ def test_masses(dtype):
     assert worst < 0.5e-4
 
 
-def test_bits_needed():
+def test_bits_needed_are_just_enough():
     "The largest bits that are enough: the noise falls as bits rise, and the next bits fail."
     rng = np.random.default_rng(1)
     for kind in (np.float32, np.float64):
@@ -435,7 +435,7 @@ LAWS = [dict(), dict(top_k=7), dict(top_p=0.9), dict(min_p=0.2),
 
 @pytest.mark.parametrize("params", LAWS, ids=str)
 @pytest.mark.parametrize("V", [12, 1400])
-def test_chi_square(V, params, full, record):
+def test_chi_square_of_the_draws_fits_their_law(V, params, full, record):
     n = 100_000 if V == 12 else 4000
     if full:
         n = 1_000_000 if V == 12 else 40_000
@@ -536,7 +536,7 @@ def test_a_long_compilation_says_so_once(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_threads(monkeypatch):
+def test_threads_change_no_token(monkeypatch):
     "By several threads, and from several: the same tokens."
     z = torch.tensor(peaked(np.random.default_rng(1), 7, 3000))
     params, before = dict(temperature=[0.5, 1, 2, 0, 1.5, 1, 3], top_p=0.9, row=torch.arange(7)), []
@@ -620,7 +620,7 @@ def test_input_is_left_alone_and_layout_does_not_matter():
     same(torch._neg_view(torch.randn(3, 2000)), {}, Key(3))
 
 
-def test_shapes():
+def test_shapes_of_what_is_drawn_are_those_of_the_rows():
     none = torch.zeros(0, 5)
     assert fused_sample(none, 0.8, 3, 0.9, 0.1).shape == (0,)
     assert fused_sample([[0.0, 1.0]], top_k=1).tolist() == [1]
@@ -658,13 +658,13 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("bad, error, text", REFUSED)
-def test_refused(bad, error, text):
+def test_what_is_wrong_is_refused_by_its_name(bad, error, text):
     with pytest.raises(error, match=text):
         fused_sample(torch.zeros(3, 9), **bad)
 
 
 @pytest.mark.parametrize("V", [9, 3000])
-def test_bad_logits(V):
+def test_bad_logits_are_refused_by_their_row(V):
     for value in (float("nan"), INF):
         z = torch.zeros(3, V)
         z[1, 5] = value

@@ -9,7 +9,7 @@ from decoding_book.toy import six_words
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_oracle_greedy(name):
+def test_the_greedy_text_is_that_of_the_oracle(name):
     model, T, get = case(name)
     found = greedy_search(model, "", T)
     assert padded(found, T) == get("greedy_seq").tolist()
@@ -17,7 +17,7 @@ def test_oracle_greedy(name):
     assert model.rows == len(found) and found.finished == (found.ids[-1].item() == model.eos)
 
 
-def test_greedy_batches():
+def test_rows_of_greedy_batches_are_those_alone():
     prompts = [[1, 2, 3], [4], [0, 0, 2, 1, 3]]
     for one, prompt in zip(greedy_search(markov(), prompts, 6), prompts, strict=True):
         alone = greedy_search(markov(), prompt, 6)
@@ -33,7 +33,7 @@ def test_greedy_batches():
         greedy_search(six_words(), "", 5, stop="I")
 
 
-def test_repeated_ngrams():
+def test_repeated_ngrams_are_the_share_said_before():
     assert repeated_ngrams([1, 2, 3, 4, 5, 6, 7]) == 0 and repeated_ngrams([1, 2, 3]) == 0
     assert repeated_ngrams(torch.tensor([1, 2] * 4), 2) == 1 - 2 / 7  # (1,2) and (2,1) out of seven
     assert (

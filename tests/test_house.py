@@ -277,6 +277,17 @@ def test_a_conditional_expression_holds_no_other(path):
     assert found == set()
 
 
+TESTS = sorted((ROOT / "tests").glob("test_*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda p: p.stem)
+def test_a_test_is_named_for_what_it_holds(path):
+    "A word or two say what is looked at (`test_shapes`), not what is so."
+    names = [n.name for n in ast.walk(parse(path)) if isinstance(n, ast.FunctionDef)]
+    short = [name for name in names if name.startswith("test_") and name.count("_") < 3]
+    assert short == []
+
+
 @pytest.mark.parametrize("command", [["check", "--quiet"], ["format", "--check", "--quiet"]])
 def test_scripts_and_tests_are_in_the_style_of_ruff(command):
     done = subprocess.run(

@@ -94,7 +94,7 @@ def same(found, drawn, cases):
 
 
 @pytest.mark.skipif(NODE is None, reason="no Node on the PATH")
-def test_recorded_draws(tmp_path):
+def test_recorded_draws_are_drawn_again(tmp_path):
     cases, numbers, drawn = recorded()
     same(in_node(cases, numbers, tmp_path), drawn, cases)
 
@@ -113,7 +113,7 @@ def test_recorded_draws_in_a_browser(browser, full):
 
 @pytest.mark.skipif(NODE is None, reason="no Node on the PATH")
 @pytest.mark.parametrize("kind", KINDS)
-def test_same_token(kind, tmp_path, full, record):
+def test_same_token_as_the_plain_chain(kind, tmp_path, full, record):
     "Against the plain chain, on rows of all kinds; some of them long."
     rng, B, total = np.random.default_rng(KINDS.index(kind)), 40, 0
     for turn in range(36 if full else 1):
@@ -156,7 +156,7 @@ console.log(JSON.stringify({{ log: given.log.map(book.log), exp: given.exp.map(b
 
 
 @pytest.mark.skipif(NODE is None, reason="no Node on the PATH")
-def test_refused():
+def test_a_bad_option_is_refused_by_its_name():
     "By the name of what is wrong; and an ES module may import the file."
     wrong = {
         "[0, NaN], {}": "logits: NaN",

@@ -86,7 +86,7 @@ def test_inverse_cdf_refuses(p, u, text):
 # ---- the hash
 
 
-def test_known_answers():
+def test_known_answers_stay_for_good():
     "Pinned: a seed must go on giving the same text."
     tokens = [0, 1, 49151, M]
     for key, bits in [
@@ -127,7 +127,7 @@ def test_a_key_is_a_bijection_of_the_tokens(full):
         assert bits.min() >= 0 and bits.max() < 2**32 and len(bits.unique()) == V
 
 
-def test_avalanche():
+def test_an_avalanche_follows_each_bit_turned():
     "Turn any one bit of the token or of the key: every output bit turns in half of the cases."
     n, rng = 2048, torch.Generator().manual_seed(1)
     words = [
@@ -209,7 +209,7 @@ def test_the_smallest_cells_are_hit_as_often_as_they_should(full, record):
     assert abs(hits - due) < 4.5 * due**0.5
 
 
-def test_exact_ties(full, record):
+def test_exact_ties_of_the_luckiest_do_not_happen(full, record):
     "The luckiest never tie in bits; 23 bits would, at the rate of theory. Float sums hardly do."
     rows, V = (4000 if full else 400), 152_064 // 16
     coarse = fine = 0
@@ -259,7 +259,7 @@ def test_the_two_luckiest_share_a_step_of_h_at_the_rate_h_over_2(full, record):
 # ---- from bits to noise
 
 
-def test_both_ends():
+def test_both_ends_of_the_hash_give_finite_noise():
     bits = torch.cat(
         [torch.arange(70_000), 2**32 - 1 - torch.arange(70_000), 2**31 + torch.arange(-9, 9)]
     )
@@ -529,7 +529,7 @@ def test_greedy_limit_and_input_untouched():
         ([True, False], TypeError, "bool"),
     ],
 )
-def test_bad_logits(logits, error, text):
+def test_bad_logits_are_refused_by_their_row(logits, error, text):
     with pytest.raises(error, match=text):
         gumbel_max(logits, Key())
 
@@ -564,7 +564,7 @@ def test_bad_logits(logits, error, text):
         ),
     ],
 )
-def test_bad_keys(part, value, error, text):
+def test_bad_keys_are_refused_by_their_part(part, value, error, text):
     with pytest.raises(error, match=text):
         gumbel_max(torch.zeros(2, 3), Key(**{part: value}))
 
@@ -587,7 +587,7 @@ def test_bad_keys(part, value, error, text):
         (np.array([[0.5]]), TypeError),
     ],
 )
-def test_bad_tokens(tokens, error):
+def test_bad_tokens_are_refused_by_name(tokens, error):
     with pytest.raises(error, match="tokens"):
         uniform_bits(Key(), tokens)
 
@@ -627,7 +627,7 @@ def hostile(seed, row, position, draw, tokens):
     assert bits.reshape(len(expected), -1).tolist() == expected
 
 
-def test_hostile_keys(full):
+def test_hostile_keys_give_noise_or_an_error(full):
     small = st.integers(0, 9)
 
     @settings(max_examples=2000 if full else 200, deadline=None)

@@ -79,7 +79,7 @@ def test_the_same_candidates_stay(name, cut, low, high, full, record):
     record(f"cuts: {name} against llama.cpp", dict(rows=n, rounding=differing))
 
 
-def test_dynamic_temperature(full):
+def test_dynamic_temperature_is_that_of_llama_cpp(full):
     rng = np.random.default_rng(3)
     for z in rows(5000 if full else 500, 4):
         T, spread, exponent = (
@@ -163,7 +163,7 @@ class Vocabulary:
         self.vocab = llama_cpp.llama_model_get_vocab(self.model)
 
 
-def test_dry(full, record):
+def test_dry_is_that_of_llama_cpp(full, record):
     "Without breakers, and with one that is a token: the full stop."
     words, rng, n = Vocabulary(), np.random.default_rng(9), 2000 if full else 150
     stop = [i for i in range(V) if llama_cpp.llama_vocab_get_text(words.vocab, i) == b"."]

@@ -94,7 +94,7 @@ def compare(a, b):
         assert max(abs(s - t) for (_, s), (_, t) in zip(one, other)) < 1e-3
 
 
-def test_huggingface(full, record):
+def test_beams_are_those_of_huggingface(full, record):
     # False and "never" differ in the last four
     seeds, tokens = ((range(504) if full else (0, 1, 2, 15, 32, 40, 49)), 12)
     tally, differ = Counter(), Counter()
@@ -162,7 +162,7 @@ PROMPTS = [
 ]
 
 
-def test_huggingface_smollm(full, record):
+def test_smollm_has_the_beams_of_huggingface(full, record):
     """SmolLM2 and transformers' Llama with the same weights, a full stop as the end mark."""
     from benchmarks.common import transformers_peer
 

@@ -36,7 +36,7 @@ INF, NAN = float("inf"), float("nan")
 
 
 @pytest.mark.parametrize("dtype,atol", [(torch.float64, 1e-9), (torch.float32, 2e-5)])
-def test_oracle(dtype, atol):
+def test_repetition_penalty_is_that_of_the_oracle(dtype, atol):
     d = np.load(Path(__file__).parent / "oracle/cases.npz", allow_pickle=False)
     for z, seen, theta, out in zip(d["rep_logits"], d["rep_seen"], d["rep_theta"], d["rep_out"]):
         mine = repetition_penalty(torch.tensor(z).to(dtype), seen.nonzero()[0], float(theta))
@@ -269,7 +269,7 @@ Z, IDS = torch.zeros(2, 4), torch.tensor([[0, 1], [2, 3]])
         (lambda: min_length(Z, 0, 1, None), TypeError, "eos: None"),
     ],
 )
-def test_refused(call, error, text):
+def test_a_bad_argument_is_refused_by_its_name(call, error, text):
     with pytest.raises(error, match=text):
         call()
 
@@ -471,7 +471,7 @@ def test_dry_leaves_short_texts_and_removed_tokens_alone():
         (dict(ids=[[9, 0], [0, 1]]), ValueError, "ids: row 0: 9 is outside"),
     ],
 )
-def test_dry_refuses(options, error, text):
+def test_dry_refuses_bad_options_by_their_names(options, error, text):
     given = dict(ids=[[0, 1], [1, 0]], multiplier=1.0) | options
     with pytest.raises(error, match=text):
         dry(torch.zeros(2, 4), **given)

@@ -58,7 +58,7 @@ def case(i, dtype=torch.float64):
 
 @pytest.mark.parametrize("dtype,atol", [(torch.float64, 1e-9), (torch.float32, 2e-5)])
 @pytest.mark.parametrize("name", ["T", "joint", "joint_minp", "joint_004"])
-def test_oracle(name, dtype, atol):
+def test_the_law_is_that_of_the_oracle(name, dtype, atol):
     for i in range(70):
         z, params, m = case(i, dtype)
         if name == "T":
@@ -93,7 +93,7 @@ def test_oracle_as_one_padded_batch_with_parameters_by_row():
     assert truncate(z, sampler).isfinite().tolist() == DATA["filt_keep_joint_minp"].tolist()
 
 
-def test_oracle_tokens():
+def test_the_tokens_are_those_of_the_oracle():
     for i in range(70):
         z, params, _ = case(i)
         q = Sampler(**params).distribution(z)
@@ -155,7 +155,7 @@ def ours(values, **more):
     return {names[n]: v for n, v in values.items()} | more
 
 
-def test_against_transformers(full, record):
+def test_the_law_is_that_of_transformers(full, record):
     rng, n, tied, sizes = np.random.default_rng(0), 20_000 if full else 600, 0, Counter()
     for i in range(n):
         ties = i % 4 == 3
@@ -225,7 +225,7 @@ LAWS = {
 
 
 @pytest.mark.parametrize("name", LAWS)
-def test_chi_square(name, full, record):
+def test_chi_square_of_the_draws_fits_their_law(name, full, record):
     total, batch = 1_000_000 if full or name == "chain" else 100_000, 50_000
     z = torch.randn(12, generator=torch.Generator().manual_seed(5)) * 1.5
     ids = torch.tensor([1, 4, 7, 4, 1])
@@ -252,7 +252,7 @@ def test_chi_square(name, full, record):
         dict(top_p=0.7, seed=3),
     ],
 )
-def test_sequence_law(params, full, record):
+def test_texts_of_the_loop_follow_their_sequence_law(params, full, record):
     "Whole texts of three steps, drawn by the loop, against their exact law."
     world, n, batch = six_words(), 200_000 if full else 8000, 8000
     sampler = Sampler(**params)
@@ -483,7 +483,7 @@ def test_stages_only_remove():
         alive = after.isfinite()
 
 
-def test_counterfactual_noise():
+def test_counterfactual_noise_lets_a_survivor_win_again():
     """The same key at another setting: the same noise, so a token that survives and won before wins
     again."""
     z, key = logits(500, 40), Key(3, None, 0)
@@ -537,7 +537,7 @@ SYSTEMS = {
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_dialects(system, full, record):
+def test_dialects_keep_what_their_systems_keep(system, full, record):
     rng, differs, seen = np.random.default_rng(4), 0, Counter()
     for i in range(4000 if full else 400):
         V = int(rng.integers(2, 30))
@@ -786,7 +786,7 @@ def test_dialects_by_name():
 # ---------------------------------------------------------------- the seam
 
 
-def test_backends():
+def test_backends_that_are_not_there_are_refused():
     z, key = logits(4, 9), Key(0)
     assert draw(z, FULL, key).ids.equal(draw(z, FULL, key, backend="plain").ids)
     with pytest.raises(ValueError, match="backend: 'magic' is not one of 'plain', 'fused', 'cuda'"):
@@ -801,7 +801,7 @@ def test_backends():
         del BACKENDS["absent"]
 
 
-def test_draw_refuses():
+def test_draw_refuses_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match=r"logits: shape \(9,\)"):
         draw(logits(9), FULL, Key(0))
     with pytest.raises(ValueError, match=r"key: row of shape \(3,\), expected \(\) or \(4,\)"):
@@ -810,7 +810,7 @@ def test_draw_refuses():
         draw(logits(4, 9), FULL, Key([1, 2]))
 
 
-def test_empty_batch():
+def test_an_empty_batch_gives_no_token():
     out = draw(torch.zeros(0, 5), FULL, Key(0, torch.zeros(0, dtype=torch.long)))
     assert out.ids.shape == (0,) and FULL.distribution(torch.zeros(0, 5)).shape == (0, 5)
 
@@ -834,7 +834,7 @@ def test_a_trace_names_what_had_no_probability_left():
     assert Sampler(top_k=1).trace(torch.tensor([0.0, -200.0, -INF])).stages[1].removed == [1]
 
 
-def test_trace():
+def test_a_trace_tells_what_each_stage_removed():
     z = torch.tensor([0.4, 0.3, 0.14, 0.13, 0.03], dtype=torch.float64).log()
     trace = Sampler(temperature=2.0, top_k=4, top_p=0.8, min_p=0.6, repetition_penalty=1.5).trace(
         z, [0], list("abcde")
@@ -1033,7 +1033,7 @@ def hostile(z, values):
     return "computed"
 
 
-def test_hostile(full, record):
+def test_hostile_parameters_give_a_law_or_an_error(full, record):
     rng, n, seen = np.random.default_rng(9), 100_000 if full else 3000, Counter()
     torch.set_num_threads(1)
     usual = {
@@ -1071,7 +1071,7 @@ anything = st.one_of(
 )
 
 
-def test_hostile_hypothesis(full):
+def test_hostile_rows_give_a_law_or_an_error(full):
     @settings(
         max_examples=2000 if full else 200, deadline=None, suppress_health_check=list(HealthCheck)
     )
@@ -1087,7 +1087,7 @@ def test_hostile_hypothesis(full):
     check()
 
 
-def test_hostile_penalties(full):
+def test_hostile_penalties_give_a_law_or_an_error(full):
     "Penalties, bias, history and keys: never anything but a distribution, a Value- or a TypeError."
     rng, seen = np.random.default_rng(10), Counter()
     histories = [
@@ -1434,7 +1434,7 @@ def test_mirostat_holds_its_target(full):
         (dict(sampler=5), TypeError, "sampler: 5"),
     ],
 )
-def test_mirostat_refuses(params, error, text):
+def test_mirostat_refuses_bad_parameters_by_name(params, error, text):
     with pytest.raises(error, match=text):
         Mirostat(**params)
     with pytest.raises(ValueError, match="target: 2 values for 3 rows"):

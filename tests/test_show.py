@@ -124,7 +124,7 @@ def test_css_is_scoped():
     assert css.count("{") == css.count("}")
 
 
-def test_size():
+def test_the_size_of_a_text_s_html_stays_small():
     top = [(f" alternative{i}", LOG(0.19)) for i in range(5)]
     html = tokens_html([" coffee"] * 64, [-2.5] * 64, [top] * 64, prompt="I like " * 20)
     assert len(html.encode()) < 45_000, len(html.encode())
@@ -193,7 +193,7 @@ def test_prompt_caption_and_note():
     assert "&lt;c&gt;" in html and "by top-k" in html
 
 
-def test_empty_generation():
+def test_an_empty_generation_has_no_bits():
     html = tokens_html([], [], [], prompt="I")
     assert "0 tokens, 0.0 bits" in html and 'tabindex="0"' not in html
 
@@ -227,7 +227,7 @@ def test_shading_is_monotone_and_not_by_colour_alone():
     assert levels == [min(10, int(-lp / LOG(2))) for lp in logprobs] == sorted(levels)
 
 
-def test_surprisal():
+def test_surprisal_is_in_bits_and_its_levels_end():
     assert [surprisal(LOG(p)) for p in (1, 1 / 2)] == [0, 1]
     assert surprisal(LOG(1 / 8)) == pytest.approx(3) and surprisal(-math.inf) == math.inf
     assert math.copysign(1, surprisal(0.0)) == 1
@@ -255,7 +255,7 @@ def test_tensors_are_taken():
     assert html == tokens_html(["a", "b"], [-1.0, -2.0], [[("c", -1.0)]] * 2)
 
 
-def test_rows():
+def test_rows_share_one_style_and_one_legend():
     one, two = tokens_html(["a"], [-1], [TOP]), tokens_html(["b", "c"], [-1, -2])
     html = rows_html([one, two])
     assert html.count("<style>") == html.count(LEGEND) == 1 and html.count('tabindex="0"') == 3
@@ -283,7 +283,7 @@ def test_rows():
         (([17], [-1]), TypeError, r"tokens\[0\] is 17"),
     ],
 )
-def test_bad_input(args, kind, says):
+def test_bad_input_is_refused_by_its_name(args, kind, says):
     with pytest.raises(kind, match=says):
         tokens_html(*args)
 
@@ -317,7 +317,7 @@ def test_import_is_light():
     assert done.stdout.strip() == "[]"
 
 
-def test_bars():
+def test_bars_have_their_words_and_hatch_what_is_removed():
     torch = pytest.importorskip("torch")
     p = torch.tensor([0.5, 0.25, 0.125, 0.0625, 0.03125, 0.03125])
     ax = bars(p, WORDS, keep=p > 0.1, title="six words")
@@ -408,7 +408,7 @@ def test_bars_bad_input(args, says):
         bars(*args)
 
 
-def test_heat():
+def test_heat_prints_its_numbers_and_names():
     ax = heat([[0.5, 0.25], [0, -math.inf]], ["a", "b"], ["c", "d"], "two by two")
     assert ax.images[0].get_array().tolist()[0] == [0.5, 0.25]
     assert [t.get_text() for t in ax.texts] == ["0.500", "0.250", "0", "-inf"]

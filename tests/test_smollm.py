@@ -169,7 +169,7 @@ def tokenizer(reference):
     return Reference(reference[1])
 
 
-def test_known_ids(model):
+def test_known_ids_of_texts_stay(model):
     assert model.encode("") == []
     assert model.encode("The capital of France is") == [504, 3575, 282, 4649, 314]
     assert model.encode("x  12") == [104, 256, 33, 34]
@@ -180,14 +180,14 @@ def test_known_ids(model):
 
 
 @pytest.mark.parametrize("text", AWKWARD)
-def test_awkward_strings(model, tokenizer, text):
+def test_awkward_strings_have_the_ids_of_the_tokenizer(model, tokenizer, text):
     ids = model.encode(text)
     assert ids == tokenizer.encode(text)
     assert model.decode(ids) == text
     assert model.decode(torch.tensor(ids, dtype=torch.long)) == text
 
 
-def test_random_strings(model, tokenizer, full):
+def test_random_strings_have_the_ids_of_the_tokenizer(model, tokenizer, full):
     rng = random.Random(0)
     pool = [
         *"abcdeXYZ '.,!-_\t\n\r 0123456789½²Ⅷ٣éñßΩжशक日🙂👩‍🚀\u00a0\u2028",
@@ -203,7 +203,7 @@ def test_random_strings(model, tokenizer, full):
         assert model.decode(model.encode(text)) == text
 
 
-def test_chat_refuses(model):
+def test_chat_refuses_what_is_no_message(model):
     from jinja2.exceptions import SecurityError
 
     for bad in ("Hi", {"role": "user"}, {"role": "user", "content": None}):
@@ -241,7 +241,7 @@ def test_cached_equals_uncached(model):
     torch.testing.assert_close(model(ids).logits, whole[:, -1], atol=TOLERANCE, rtol=0)
 
 
-def test_left_padding(model, record):
+def test_left_padding_changes_no_token(model, record):
     rows = [ids_of(model, p)[0] for p in PROMPTS[:8]]
     ids, mask = left_pad(rows)
     alone = torch.cat([model(r[None]).logits for r in rows])
@@ -280,7 +280,7 @@ def test_padding_in_two_chunks(model):
     )
 
 
-def test_bfloat16(model):
+def test_bfloat16_gives_mostly_the_same_tokens(model):
     half = SmolLM2(torch.bfloat16)
     ids = ids_of(model, PROMPTS[-1])
     a, b = half(ids, last_only=False).logits, model(ids, last_only=False).logits
@@ -289,7 +289,7 @@ def test_bfloat16(model):
     assert len(generate(half, PROMPTS[0], max_new_tokens=4).ids) == 4
 
 
-def test_without_onednn(model, monkeypatch):
+def test_without_onednn_the_logits_are_the_same(model, monkeypatch):
     monkeypatch.setattr(smollm, "has_onednn", lambda dtype: False)
     monkeypatch.setattr(smollm, "load", smollm.load.__wrapped__)  # these weights are not for others
     plain, ids = SmolLM2(), ids_of(model, PROMPTS[0])
@@ -416,7 +416,7 @@ def test_the_cache_refuses(model):
         ),
     ],
 )
-def test_bad_ids(model, ids, message):
+def test_bad_ids_are_refused_by_their_number(model, ids, message):
     with pytest.raises(ValueError, match=message):
         model(ids)
 

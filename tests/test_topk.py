@@ -216,7 +216,7 @@ def call(f, z, value, names):
     return "right"
 
 
-def test_hostile_calls(full, record):
+def test_hostile_calls_are_right_or_refused(full, record):
     "Rows, parameters, types and shapes drawn at random, most of them wrong."
     rng = np.random.default_rng(0)
     n, outcome = (100_000 if full else 3000), {"right": 0, "refused": 0}

@@ -32,7 +32,7 @@ def cases(oracle, dtype):
     "name,filter,parameter", [("topp", top_p, "filt_top_p"), ("minp", min_p, "filt_min_p")]
 )
 @pytest.mark.parametrize("dtype,atol", [(torch.float64, 1e-9), (torch.float32, 2e-5)])
-def test_oracle(oracle, name, filter, parameter, dtype, atol):
+def test_filters_keep_what_the_oracle_keeps(oracle, name, filter, parameter, dtype, atol):
     n = 0
     for i, kind, z, entry in cases(oracle, dtype):
         out = filter(z, float(oracle[parameter][i]))
@@ -56,7 +56,7 @@ def test_oracle_mask_of_probabilities(oracle):
         ), i
 
 
-def test_exact_boundaries(oracle):
+def test_exact_boundaries_are_those_of_the_oracle(oracle):
     for q, V, p, keep in zip(*(oracle[f"exact_{n}"] for n in ("probs", "V", "p", "keep"))):
         for dtype in (torch.float64, torch.float32, torch.float16):
             assert top_p_mask(torch.tensor(q[:V]).to(dtype), float(p)).tolist() == keep[:V].tolist()
@@ -106,7 +106,7 @@ def test_ranks_by_logits_where_probabilities_are_equal():
     assert top_p(z, 0.2).isfinite().tolist() == [False, True, False]
 
 
-def test_boundaries():
+def test_boundaries_say_whether_the_last_token_is_in():
     q = torch.tensor([0.5, 0.25, 0.125, 0.125])
     expected = {
         "include": {0.5: 1, 0.75: 2, 0.8: 3, 1: 4},
@@ -131,7 +131,7 @@ def test_minus_infinity_is_never_kept():
     assert top_p_mask(z.softmax(-1), 1).tolist() == z.isfinite().tolist()
 
 
-def test_limits():
+def test_limits_of_a_parameter_keep_the_best_or_all():
     z = torch.randn(50, 300, generator=torch.Generator().manual_seed(1))
     for p in (1e-300, 1e-30, 1e-9):
         assert top_p(z, p).isfinite().sum(-1).eq(1).all() and top_p(z, p).argmax(-1).equal(

@@ -72,7 +72,7 @@ def test_visible_by_brute_force():
                     assert seen[b, 0, i].tolist() == expected
 
 
-def test_sinusoids():
+def test_sinusoids_are_those_of_the_formula():
     table = T.sinusoids(100, 10)
     for t in (0, 1, 57, 99):
         for i in range(5):
@@ -147,7 +147,7 @@ def test_gradients_by_finite_differences():
     assert torch.autograd.gradcheck(run, values, eps=1e-6, atol=1e-6)
 
 
-def test_initial_spreads():
+def test_initial_spreads_are_those_of_the_recipe():
     model = small(width=256, heads=4)
     for block in model.blocks:
         assert abs(block.attention.qkv.weight.std() / (2 / (256 + 768)) ** 0.5 - 1) < 0.02
@@ -161,7 +161,7 @@ def test_initial_spreads():
 # the contract
 
 
-def test_contract():
+def test_the_contract_of_a_model_is_met():
     model = small()
     assert isinstance(model, LanguageModel) and model.vocab_size == 9 and model.eos == 1
     assert model(torch.tensor([[0, 2]])).attention is None
@@ -406,7 +406,7 @@ def test_empty_and_short_texts_are_refused():
 # the text
 
 
-def test_cleaning():
+def test_cleaning_leaves_names_and_what_they_say():
     play = (
         "# A Play\n\n## ACT I\n\n### SCENE I. A heath.\n\n_Enter A, B,\nand others_\n\n"
         "**FIRST WITCH**  \n"
@@ -419,7 +419,7 @@ def test_cleaning():
     ]
 
 
-def test_shakespeare():
+def test_shakespeare_is_split_without_overlap():
     train, held = T.shakespeare()
     assert len(train) > 5000 and 50_000 < sum(map(len, held)) < 100_000
     chars = set("".join(train))
@@ -430,7 +430,7 @@ def test_shakespeare():
     assert sum(map(len, train)) + sum(map(len, held)) > 770_000
 
 
-def test_missing_plays(monkeypatch):
+def test_missing_plays_say_what_to_install(monkeypatch):
     def nothing(name):
         raise metadata.PackageNotFoundError(name)
 
@@ -442,7 +442,7 @@ def test_missing_plays(monkeypatch):
         T.play_files("operas")
 
 
-def test_batches():
+def test_batches_hold_every_window_and_come_again():
     model = small()
     ids = T.pack(model, TEXTS)
     starts = (ids[:-13] == 0).nonzero()[:, 0]
@@ -519,7 +519,7 @@ def test_clip_equals_torch():
             torch.testing.assert_close(p.grad, q.grad)
 
 
-def test_learning_rate():
+def test_the_learning_rate_rises_and_falls_as_a_cosine():
     rates = [T.learning_rate(s, 500, 2.0, 50) for s in range(500)]
     assert rates[0] == pytest.approx(2 / 50) and rates[49] == 2.0 == max(rates)
     assert all(a < b for a, b in zip(rates[:49], rates[1:50])) and all(
