@@ -144,6 +144,7 @@ def race_context(
     real = torch.cat([mask[at], torch.ones_like(new, dtype=torch.bool)], 1)
     return Context(torch.cat([ids[at], new], 1), real, mask.sum(1)[at], at)
 
+# %% ../nbs/26_distinct.ipynb #72ee1e04
 def race_logits(model, context, cache, fed, held, process=None):
     "The model's rows for the columns that the cache does not hold yet, as `process` has them."
     part = (context.mask.cumsum(1) > held)[:, fed:]
@@ -152,6 +153,7 @@ def race_logits(model, context, cache, fed, held, process=None):
     check_answer(logits, len(context.ids), model.vocab_size)
     return logits if process is None else process(logits, context)
 
+# %% ../nbs/26_distinct.ipynb #232cc427
 def stop_race(race, asked, texts):
     "Mark the texts that are over by their length or by a stop string."
     limits = torch.tensor(asked.limits, device=race.over.device)
@@ -234,6 +236,7 @@ def race_key(
         parts.append(part)
     return parts
 
+# %% ../nbs/26_distinct.ipynb #343bb767
 def race_texts(model, asked, race, b, k):
     "The first k texts of a prompt, as many as there are."
     found, text = [], text_after(model, asked.prompts[b])
@@ -346,6 +349,7 @@ def groups_for(model, asked, width, groups, early_stopping, dialect, charge, alp
         found.append(own)
     return found
 
+# %% ../nbs/26_distinct.ipynb #a8323847
 def of_prompts(change, groups):
     "A process for the rows of all groups that is told the numbers of their prompts."
     def changed(z, context):
@@ -378,7 +382,7 @@ def diverse_beam_search(
                         sum(g.rows for g in of), math.inf, False) for of in searches]
     return found[0] if asked.single else Batch(found)
 
-# %% ../nbs/26_distinct.ipynb #39aece6b
+# %% ../nbs/26_distinct.ipynb #eb62116e
 def vote_weights(
     weights,  # (n,), or None: each counts once
     n,
@@ -391,6 +395,7 @@ def vote_weights(
     if not w.sum() > 0: raise ValueError(f"weights: {w.tolist()[:8]} have no mass")
     return w.double()
 
+# %% ../nbs/26_distinct.ipynb #39aece6b
 def majority(
     answers,       # of each text; None: it has none
     weights=None,  # of each text
