@@ -1,5 +1,6 @@
 "Drafts: the text of the plain loop whoever drafts, the published rule's law, what a pass gives."
 
+import inspect
 import pickle
 from collections import Counter
 from dataclasses import replace
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fastcore.docments import docments
 from helpers.texts import PROMPTS as TEXTS
 from hypothesis import given
 from hypothesis import strategies as st
@@ -622,3 +624,18 @@ def test_early_layers_work_in_the_targets_memory():
 def test_scores_of_a_drafting_model_are_refused_by_name():
     with pytest.raises(ValueError, match="last_only: False"):
         score(Drafting(small_gpt()), "abab")
+
+
+def test_speculate_takes_what_generate_and_stream_take_in_the_same_words():
+    """Each signature stands in full: an editor shows it without running anything, and the package
+    needs no fastcore. So the three are held together here."""
+    takes = {f: inspect.signature(f).parameters for f in (stream, generate, speculate)}
+    said = {f: docments(f) for f in takes}
+    assert list(takes[stream]) == list(takes[generate])
+    assert list(takes[speculate]) == [*takes[generate], "drafter", "drafts"]
+    for f in (stream, speculate):
+        for name, parameter in takes[generate].items():
+            assert takes[f][name].default == parameter.default, name
+            assert takes[f][name].annotation == parameter.annotation or name == "model", name
+            own = f is speculate and name in {"model", "choose"}
+            assert own or said[f][name] == said[generate][name], name
