@@ -46,10 +46,10 @@ KNOBS = {    # type, letter, default, what it does
     "seed": (int, "N", 0, "which draw: the same number gives the same text, on every machine"),
 }
 
-# %% ../nbs/22_shell.ipynb #2678f967
+# %% ../nbs/22_shell.ipynb #396cb5a8
 def option(name): return "--" + name.replace("_", "-")
 
-# %% ../nbs/22_shell.ipynb #94f8b675
+# %% ../nbs/22_shell.ipynb #b8a31bab
 def knob_options():    # {option: arguments of `add_argument`}
     "The knobs as options; None where nothing was typed."
     return {option(name): dict(type=kind, metavar=letter, help=f"{what} (default {default})")
@@ -58,10 +58,10 @@ def knob_options():    # {option: arguments of `add_argument`}
 # %% ../nbs/22_shell.ipynb #ed0cc3bf
 FORMS = ("q4", "float32", "bfloat16", "float16", "float64")
 
-# %% ../nbs/22_shell.ipynb #e7d0c636
+# %% ../nbs/22_shell.ipynb #7c34abc8
 def flag(help): return dict(action="store_true", help=help)
 
-# %% ../nbs/22_shell.ipynb #b5086204
+# %% ../nbs/22_shell.ipynb #683b279a
 OPTIONS = {    # in place of a draw; the end; the model
     "instead of such a draw": {
         "--beam": dict(type=int, metavar="K", help="search: keep the K best texts at every length"),
@@ -88,7 +88,7 @@ SHOWN = {
     "--version": dict(action="version", help="the version"),
     "-h --help": dict(action="help", help="this text")}
 
-# %% ../nbs/22_shell.ipynb #61d54c15
+# %% ../nbs/22_shell.ipynb #35b7f2ea
 def option_groups():    # {title: {names: arguments of `add_argument`}}
     "All that may be typed, by what it is about."
     what = {"prompt": dict(nargs="?", metavar="PROMPT", help="a text to be continued; "
@@ -118,12 +118,12 @@ class Refused(Exception):
         super().__init__(" ".join(str(sentence).split()))
         self.status = status
 
-# %% ../nbs/22_shell.ipynb #76aa6de3
+# %% ../nbs/22_shell.ipynb #846e44a4
 class _Parser(argparse.ArgumentParser):
     def error(self, message): raise Refused(2, message)
     def _print_message(self, message, file=None): (file or sys.stdout).write(message)
 
-# %% ../nbs/22_shell.ipynb #c65cafa6
+# %% ../nbs/22_shell.ipynb #a0334e24
 def option_parser():
     "Reads the words of a call."
     import decoding_book
@@ -136,7 +136,7 @@ def option_parser():
     parser.version = f"decoding-book {decoding_book.__version__}"
     return parser
 
-# %% ../nbs/22_shell.ipynb #6f6cde02
+# %% ../nbs/22_shell.ipynb #d81c92ef
 def option_names():    # list of text
     "Every option, as it is typed."
     names = " ".join(name for group in option_groups().values() for name in group).split()
@@ -153,7 +153,7 @@ def stray(
     near = get_close_matches(name.replace("_", "-"), option_names(), 1)
     return f"{name} is no option" + (f"; did you mean {near[0]}?" if near else "")
 
-# %% ../nbs/22_shell.ipynb #490430a3
+# %% ../nbs/22_shell.ipynb #f4fa7e49
 def read_options(
     words,    # what was typed; None: at this program's start
 ):            # a namespace
@@ -174,7 +174,7 @@ def as_text(
         raise Refused(2, f"{what} is not a text in utf-8: byte {at} is {byte:#x}") from None
     return text
 
-# %% ../nbs/22_shell.ipynb #c231767e
+# %% ../nbs/22_shell.ipynb #ded5326a
 def read_pipe(
     pipe,    # standard input
 ):           # text
@@ -185,7 +185,7 @@ def read_pipe(
         raise Refused(2, f"standard input is not a text in {pipe.encoding}: {byte}") from None
     except OSError as error: raise Refused(1, f"standard input: {error.strerror}") from error
 
-# %% ../nbs/22_shell.ipynb #11cda893
+# %% ../nbs/22_shell.ipynb #5a2e0720
 def read_prompt(
     word,    # what was typed, or None
     pipe,    # standard input
@@ -212,7 +212,7 @@ def check_together(
     taken = [option(name) for name in knobs if rival == "--beam" or name != "seed"]
     if rival and taken: raise Refused(2, f"{taken[0]} has no effect with {rival}")
 
-# %% ../nbs/22_shell.ipynb #e85f3665
+# %% ../nbs/22_shell.ipynb #5317c95f
 def chooser(
     asked,    # a namespace
 ):            # a `choose`, or None for a beam
@@ -251,7 +251,7 @@ def filters_of(
     own = {name: getattr(decision, name)[0].item() for name in names}
     return Sampler(**own) if own["top_p"] == own["top_p"] else Sampler(temperature=0)    # nan: best
 
-# %% ../nbs/22_shell.ipynb #772c150c
+# %% ../nbs/22_shell.ipynb #477be86f
 def noting(
     choose,    # a `Sampler` or an `EntropySampler`
     notes,     # a list, to which a `Trace` is added for each token
@@ -275,7 +275,7 @@ def stage_facts(
                 mass=max(0., 1 - stage.mass), likeliest=[name(i) for i in stage.removed[:4]],
                 bits=stage.bits)
 
-# %% ../nbs/22_shell.ipynb #cc875073
+# %% ../nbs/22_shell.ipynb #5c50c67d
 def stage_line(
     facts,    # from `stage_facts`
 ):            # text
@@ -333,14 +333,14 @@ def wants_colour(
     if when != "auto": return when == "always"
     return terminal and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
 
-# %% ../nbs/22_shell.ipynb #ff3c78b8
+# %% ../nbs/22_shell.ipynb #3276a456
 def harmless(
     text,    # anything
 ):           # text that commands nothing
     "Control characters as names, but for line breaks and tabs."
     return "".join(c if c in "\n\t" or c.isprintable() else mark(c) for c in text)
 
-# %% ../nbs/22_shell.ipynb #2efe8873
+# %% ../nbs/22_shell.ipynb #fe93b484
 def shown_pieces(
     best,     # a `Hypothesis`
     model,
@@ -386,7 +386,7 @@ class Screen:
             self.piece(text, logprob)
         self.write("\n")
 
-# %% ../nbs/22_shell.ipynb #577475a8
+# %% ../nbs/22_shell.ipynb #3396983e
 def token_line(
     n,        # which token of the text, from 1
     facts,    # from `step_facts`, with a note
@@ -410,7 +410,7 @@ class Explained(Screen):
     def end(self, result, model):
         self.write("\n" + (harmless(result.text) if self.terminal else result.text) + "\n")
 
-# %% ../nbs/22_shell.ipynb #6410beaa
+# %% ../nbs/22_shell.ipynb #edc82a5a
 class AsJSON(Screen):
     "Shows nothing before the end, and then everything."
     def prompt(self, text): pass
@@ -435,7 +435,7 @@ def to_nowhere(
     "What it still holds goes nowhere, so that nothing fails later."
     with suppress(OSError): os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
-# %% ../nbs/22_shell.ipynb #8ed4da65
+# %% ../nbs/22_shell.ipynb #41083b5a
 def complain(
     sentence,
 ):
@@ -455,7 +455,7 @@ def refusing(
         file = getattr(error, "filename", None)
         raise Refused(status, f"{file}: {error.strerror}" if file else error) from error
 
-# %% ../nbs/22_shell.ipynb #25baa9ab
+# %% ../nbs/22_shell.ipynb #29ff1a1e
 def watched(
     steps,    # a stream
 ):            # yields its steps
@@ -555,7 +555,7 @@ def output_lost(
     complain(f"standard output: {error.strerror}")
     return 1
 
-# %% ../nbs/22_shell.ipynb #327c170c
+# %% ../nbs/22_shell.ipynb #e89d900c
 def main(
     words=None,    # what was typed; None: at this program's start
 ) -> int:          # the exit status
