@@ -154,8 +154,8 @@ def step_of(model):
 
     one, cache = model.weights.one_position, model.new_cache(1, 64)
     desk, turn = one.desk(1, 64, 1), np.ones((1, one.sizes.size // 2, 2), np.float32)
-    for array in (desk.x, desk.normed, desk.mixed, desk.inner, desk.sums):
-        array[:] = 0.1
+    desk.x[:] = 0.1
+    desk.inputs.digits[:], desk.inputs.totals[:], desk.inputs.unit[:] = 1, 32, 0.1
     past = F.Past(cache.keys.numpy(), cache.values.numpy(), np.ones((1, 64), bool), turn)
     return one, cache, past, desk, F.Team(0, 1, np.zeros(1, np.int64))
 
@@ -166,14 +166,9 @@ def products(one, desk, team):
 
     w = one.layers
     for n in range(len(w.attn_norm)):
-        for m, x, out in (
-            (w.qkv, desk.normed, desk.qkv),
-            (w.out, desk.mixed, desk.x),
-            (w.up, desk.normed, desk.both),
-            (w.down, desk.inner, desk.x),
-        ):
+        for m, out in ((w.qkv, desk.qkv), (w.out, desk.x), (w.up, desk.both), (w.down, desk.x)):
             tiles = out.reshape(1, -1, F.LANES)
-            F.add_product(F.of_layer(m, n), x, desk.sums, tiles, desk.inside[0], team)
+            F.add_product(F.part_of(m, n), desk.inputs, tiles, team)
 
 
 def step_parts(model, rounds=200):
@@ -196,9 +191,7 @@ def step_parts(model, rounds=200):
 
     parts = {
         "products": lambda: products(one, desk, team),
-        "head": lambda: F.multiply_eight_bits(
-            *one.head[1:], desk.normed, logits, desk.inside[0], 0, 1
-        ),
+        "head": lambda: F.add_product(one.head.matrix, desk.inputs, logits, team),
         "step": step,
         "call": call,
     }

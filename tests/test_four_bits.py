@@ -15,7 +15,7 @@ from helpers.texts import PROMPTS, TOLERANCE, ids_of
 from benchmarks.prefix import measure
 from decoding_book import four_bits
 from decoding_book.beam import beam_search
-from decoding_book.four_bits import FourBits, Matrix
+from decoding_book.four_bits import InTiles, Matrix, in_digits, new_inputs
 from decoding_book.loop import PromptCache, as_prompts, first_cache, generate, left_pad, score
 from decoding_book.smollm import SmolLM2
 from decoding_book.transformer import shakespeare
@@ -73,18 +73,112 @@ def test_any_number_of_outputs(kind, outputs):
     plain = torch.cat(plain)
     for lists in ([["a", "b"]], [["a"], ["b"]]):
         m = Matrix(*map(np.ascontiguousarray, four_bits.four_bits(tensors, *lists)))
-        w = FourBits(m, 2 * outputs, len(lists))
+        w = InTiles(m, 2 * outputs, len(lists))
         assert torch.equal(w.plain(), plain)
-        for rows in (1, 3, 80):
+        for rows in (1, 3, 150):
             x = torch.randn(rows, 2, 64, generator=torch.Generator().manual_seed(0))
             torch.testing.assert_close(w.times(x), x @ plain.T, atol=1e-4, rtol=1e-5)
-        out = np.zeros((1, m.codes.shape[0], four_bits.LANES), np.float32)
-        row = x[:1, 0].reshape(1, 2, 32).numpy()
-        room = np.empty(four_bits.LANES, np.float32)
-        team = four_bits.Team(0, 1, np.zeros(1, np.int64))
-        four_bits.add_product(m, row, row.sum(2), out, room, team)
-        out = torch.from_numpy(out.reshape(-1))[w.real]
-        torch.testing.assert_close(out, plain @ x[0, 0], atol=1e-4, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- whole numbers
+
+
+def in_whole_numbers(x):
+    "`Inputs` of (n, 32) numbers, and what they stand for, in float64."
+    inputs = new_inputs(len(x))
+    in_digits(np.ascontiguousarray(x, np.float32), inputs)
+    q = np.einsum("p,npj->nj", [65536.0, 256.0, 1.0], inputs.digits.astype(float))
+    return inputs, q * inputs.unit[:, None].astype(float)
+
+
+def test_digits_stand_for_the_inputs_to_half_a_unit():
+    "Of any size: zeros, denormal and huge numbers, one large among small, powers of two."
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((400, 32)) * 10.0 ** rng.integers(-30, 30, (400, 1))
+    x[0], x[1], x[2, 5], x[3] = 0, 1e-40, 1e6, 2.0 ** rng.integers(-20, 20, 32)
+    x[4], x[5] = np.float32(3.4e38), -(2.0**20)
+    inputs, found = in_whole_numbers(x)
+    assert (np.abs(found - x.astype(np.float32)) <= inputs.unit[:, None] / 2).all()
+    most = np.abs(x.astype(np.float32)).max(1)
+    assert (inputs.unit[2:] <= most[2:] * 2.0**-21).all()
+    assert (inputs.totals == inputs.digits.sum(2)).all()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_stays_none(wrong):
+    x = np.ones((2, 32))
+    x[1, 7] = wrong
+    inputs, _ = in_whole_numbers(x)
+    assert np.isnan(inputs.unit[1]) and inputs.unit[0] == 2.0**-21
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("block", ["plain_block", "block_at_once"])
+def test_a_block_is_the_sum_of_its_products(bits, block):
+    "Both forms of it against NumPy, the largest codes and digits among them."
+    if block == "block_at_once" and not four_bits.multiplies_bytes():
+        pytest.skip("this processor does not multiply bytes")
+    rng = np.random.default_rng(bits)
+    x = rng.standard_normal((50, 32))
+    x[0], x[1] = 1, -1
+    inputs, exact = in_whole_numbers(x)
+    codes = rng.integers(0, 2**bits, (50, 32, four_bits.LANES))
+    codes[:2, :, 0], codes[:2, :, 1] = 0, 2**bits - 1
+    scales = rng.standard_normal((50, 8 // bits, four_bits.LANES)).astype(np.float16)
+    parts = codes.reshape(50, 8 // bits, -1, four_bits.LANES).astype(np.uint8)
+    parts = parts[:, 0] | parts[:, 1] << 4 if bits == 4 else parts[:, 0]
+    words = four_bits.by_fours(parts[None])[0]
+    for b in range(50):
+        out = np.ones(four_bits.LANES, np.float32)
+        row = inputs.digits[b], inputs.totals[b], inputs.unit[b : b + 1]
+        getattr(four_bits, block)(words[b], scales[b].view(np.uint16), *row, out)
+        steps = scales[b].astype(float)
+        weights = steps[0] * codes[b] + steps[1] if bits == 4 else steps[0] * (codes[b] - 128)
+        size = 1 + np.abs(weights * exact[b][:, None]).sum(0)
+        assert (np.abs(out - 1 - exact[b] @ weights) <= 3e-7 * size).all()
+
+
+def test_halves_are_read_as_they_are():
+    "All 65536 of them but infinities and no-numbers, which no file has as a scale."
+    every = np.arange(65536, dtype=np.uint16)
+    every = every[np.isfinite(every.view(np.float16))]
+    found = np.array([four_bits.from_half(h) for h in every], np.float32)
+    assert (found == every.view(np.float16)).all()
+
+
+def test_a_column_of_an_array_is_refused_by_the_instruction():
+    "It reads on from the first number, so what lies elsewhere must not get there."
+    if not four_bits.multiplies_bytes():
+        pytest.skip("this processor does not multiply bytes")
+    from numba import TypingError, njit
+
+    read = njit(lambda a: four_bits.counted((a,)))
+    counter = np.arange(6).reshape(3, 2)
+    assert read(counter[1]) == 2
+    with pytest.raises(TypingError):
+        read(counter[:, 1])
+
+
+def test_without_the_instruction_the_tokens_are_the_same(quick, full):
+    "A process whose compiler is not told of it; the plain loops do all the work."
+    if not full:
+        pytest.skip("compiles the step once more: --full")
+    from numba.core.registry import cpu_target
+
+    has = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+    features = ",".join(f for f in has if "vnni" not in f)
+    code = f"""
+from decoding_book import four_bits, generate, SmolLM2
+assert not four_bits.multiplies_bytes()
+assert four_bits.add_block is four_bits.plain_block
+print(generate(SmolLM2(weights="q4"), {PROMPTS[0]!r}, max_new_tokens=24).ids.tolist())
+"""
+    env = os.environ | {"NUMBA_CPU_FEATURES": features}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, env=env
+    )
+    want = generate(quick, PROMPTS[0], max_new_tokens=24).ids.tolist()
+    assert done.stdout == f"{want}\n", done.stderr
 
 
 # ---------------------------------------------------------------- the logits
@@ -135,10 +229,10 @@ def test_a_row_of_padding_only_is_a_number_and_spoils_nothing(quick, model):
         torch.testing.assert_close(one, other, atol=TOLERANCE, rtol=0, equal_nan=True)
 
 
-def test_a_row_has_the_same_bits_among_four_and_with_any_threads(quick, model, threads):
-    rows = torch.stack([ids_of(model, p)[0, :3] for p in PROMPTS if len(ids_of(model, p)[0]) > 2])[
-        :4
-    ]
+def test_a_row_has_the_same_bits_in_any_batch_and_with_any_threads(quick, model, threads):
+    found = [ids_of(model, p)[0] for p in PROMPTS]
+    rows = torch.stack([ids[:3] for ids in found if len(ids) > 2])[:16]
+    assert len(rows) > 8
     found = {}
     for n in (1, 2, 3):
         threads(n)
