@@ -210,7 +210,7 @@ def median_microseconds(f, rounds):
 
 
 def main():
-    usual, quick = dict(tokens=48, rounds=5, batch=16), dict(tokens=12, rounds=1, batch=4)
+    usual, quick = dict(tokens=32, rounds=5, batch=16), dict(tokens=12, rounds=1, batch=4)
     import torch
 
     only_loading = "--load" in sys.argv
@@ -233,9 +233,9 @@ def main():
         torch.set_num_threads(threads)
         for what, ids, n in (
             ("batch 1", one, args.tokens),
-            ("batch 4", one.repeat(4, 1), args.tokens // 2),
-            (f"batch {args.batch}", one.repeat(args.batch, 1), args.tokens // 4),
-            ("beam 4", one, args.tokens // 2),
+            ("batch 4", one.repeat(4, 1), args.tokens),
+            (f"batch {args.batch}", one.repeat(args.batch, 1), args.tokens),
+            ("beam 4", one, args.tokens),
             ("a prompt of 512", long, 1),
         ):
             rows.append(compare(models, peers, what, ids, n, args.rounds, threads))
