@@ -46,10 +46,10 @@ KNOBS = {    # type, letter, default, what it does
     "seed": (int, "N", 0, "which draw: the same number gives the same text, on every machine"),
 }
 
-# %% ../nbs/22_shell.ipynb #396cb5a8
+# %% ../nbs/22_shell.ipynb #2678f967
 def option(name): return "--" + name.replace("_", "-")
 
-# %% ../nbs/22_shell.ipynb #b8a31bab
+# %% ../nbs/22_shell.ipynb #94f8b675
 def knob_options():    # {option: arguments of `add_argument`}
     "The knobs as options; None where nothing was typed."
     return {option(name): dict(type=kind, metavar=letter, help=f"{what} (default {default})")
@@ -58,10 +58,10 @@ def knob_options():    # {option: arguments of `add_argument`}
 # %% ../nbs/22_shell.ipynb #ed0cc3bf
 FORMS = ("q4", "float32", "bfloat16", "float16", "float64")
 
-# %% ../nbs/22_shell.ipynb #7c34abc8
+# %% ../nbs/22_shell.ipynb #e7d0c636
 def flag(help): return dict(action="store_true", help=help)
 
-# %% ../nbs/22_shell.ipynb #683b279a
+# %% ../nbs/22_shell.ipynb #b5086204
 OPTIONS = {    # in place of a draw; the end; the model
     "instead of such a draw": {
         "--beam": dict(type=int, metavar="K", help="search: keep the K best texts at every length"),
@@ -88,7 +88,7 @@ SHOWN = {
     "--version": dict(action="version", help="the version"),
     "-h --help": dict(action="help", help="this text")}
 
-# %% ../nbs/22_shell.ipynb #35b7f2ea
+# %% ../nbs/22_shell.ipynb #61d54c15
 def option_groups():    # {title: {names: arguments of `add_argument`}}
     "All that may be typed, by what it is about."
     what = {"prompt": dict(nargs="?", metavar="PROMPT", help="a text to be continued; "
@@ -118,12 +118,12 @@ class Refused(Exception):
         super().__init__(" ".join(str(sentence).split()))
         self.status = status
 
-# %% ../nbs/22_shell.ipynb #846e44a4
+# %% ../nbs/22_shell.ipynb #76aa6de3
 class _Parser(argparse.ArgumentParser):
     def error(self, message): raise Refused(2, message)
     def _print_message(self, message, file=None): (file or sys.stdout).write(message)
 
-# %% ../nbs/22_shell.ipynb #a0334e24
+# %% ../nbs/22_shell.ipynb #c65cafa6
 def option_parser():
     "Reads the words of a call."
     import decoding_book
@@ -136,7 +136,7 @@ def option_parser():
     parser.version = f"decoding-book {decoding_book.__version__}"
     return parser
 
-# %% ../nbs/22_shell.ipynb #d81c92ef
+# %% ../nbs/22_shell.ipynb #6f6cde02
 def option_names():    # list of text
     "Every option, as it is typed."
     names = " ".join(name for group in option_groups().values() for name in group).split()
@@ -153,7 +153,7 @@ def stray(
     near = get_close_matches(name.replace("_", "-"), option_names(), 1)
     return f"{name} is no option" + (f"; did you mean {near[0]}?" if near else "")
 
-# %% ../nbs/22_shell.ipynb #f4fa7e49
+# %% ../nbs/22_shell.ipynb #490430a3
 def read_options(
     words,    # what was typed; None: at this program's start
 ):            # a namespace
@@ -174,7 +174,7 @@ def as_text(
         raise Refused(2, f"{what} is not a text in utf-8: byte {at} is {byte:#x}") from None
     return text
 
-# %% ../nbs/22_shell.ipynb #ded5326a
+# %% ../nbs/22_shell.ipynb #c231767e
 def read_pipe(
     pipe,    # standard input
 ):           # text
@@ -185,7 +185,7 @@ def read_pipe(
         raise Refused(2, f"standard input is not a text in {pipe.encoding}: {byte}") from None
     except OSError as error: raise Refused(1, f"standard input: {error.strerror}") from error
 
-# %% ../nbs/22_shell.ipynb #5a2e0720
+# %% ../nbs/22_shell.ipynb #11cda893
 def read_prompt(
     word,    # what was typed, or None
     pipe,    # standard input
@@ -212,7 +212,7 @@ def check_together(
     taken = [option(name) for name in knobs if rival == "--beam" or name != "seed"]
     if rival and taken: raise Refused(2, f"{taken[0]} has no effect with {rival}")
 
-# %% ../nbs/22_shell.ipynb #5317c95f
+# %% ../nbs/22_shell.ipynb #e85f3665
 def chooser(
     asked,    # a namespace
 ):            # a `choose`, or None for a beam
@@ -251,7 +251,7 @@ def filters_of(
     own = {name: getattr(decision, name)[0].item() for name in names}
     return Sampler(**own) if own["top_p"] == own["top_p"] else Sampler(temperature=0)    # nan: best
 
-# %% ../nbs/22_shell.ipynb #477be86f
+# %% ../nbs/22_shell.ipynb #772c150c
 def noting(
     choose,    # a `Sampler` or an `EntropySampler`
     notes,     # a list, to which a `Trace` is added for each token
