@@ -6,7 +6,7 @@
 __all__ = ['SUMS', 'CARRIED', 'SHIFTED', 'Inputs', 'LANES', 'four_at_once', 'eight_at_once', 'add_block', 'Matrix', 'count_one',
            'counted', 'let_others_run', 'Layers', 'Head', 'Sizes', 'Past', 'Desk', 'Team', 'FEW', 'write_digit',
            'in_digits', 'new_inputs', 'side_by_side', 'by_twos', 'by_fours', 'in_one', 'from_half', 'plain_block',
-           'instruction', 'Registers', 'block_instructions', 'multiplies_bytes', 'block_at_once', 'add_tile',
+           'instruction', 'Registers', 'block_instructions', 'multiplies_bytes', 'block_at_once', 'add_blocks',
            'rms_norm', 'turn_pairs', 'silu_times', 'attend_one', 'meet', 'part_of', 'of_row', 'add_product',
            'look_around', 'attend_heads', 'look_within', 'run_step', 'file_blocks', 'four_bits', 'stacked', 'unpack',
            'room', 'InTiles', 'Embedding', 'run_parts', 'check_cache', 'seen', 'OnePosition', 'packed', 'layer_list']
@@ -259,7 +259,7 @@ add_block = block_at_once if multiplies_bytes() else plain_block
 Matrix = namedtuple("Matrix", "codes scales")         # of tiles, of all layers or of one
 
 @compiled
-def add_tile(
+def add_blocks(
     tile,      # of a `Matrix`
     inputs,    # `Inputs` of one row
     out,       # (LANES,) to add to
@@ -383,7 +383,7 @@ def add_product(
     "This thread's tiles, for all rows."
     for t in range(team.part, len(m.codes), team.parts):
         for row in range(len(out)):
-            add_tile(part_of(m, t), of_row(inputs, row), out[row, t])
+            add_blocks(part_of(m, t), of_row(inputs, row), out[row, t])
 
 # %% ../nbs/21_four_bits.ipynb #20a0f055
 @compiled
@@ -494,7 +494,7 @@ def four_bits(
     tensors,
     *parts,    # lists of names; a list's matrices stand below each other, a tile begins a list
 ):             # codes and scales, in tiles
-    "Matrices of one layer as `add_tile` reads them."
+    "Matrices of one layer as `add_blocks` reads them."
     found = [file_blocks(tensors, name, (3, 2)) for names in parts for name in names]
     (kind,) = {kind for _, kind in found}
     lists, blocks = iter(found), []
