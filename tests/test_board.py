@@ -25,8 +25,8 @@ READY = """hash => {
 SEEN = """() => {
   const { law, drawn } = document.querySelector('.knob-board').board;
   return {drawn, kept: law.kept.ids, after: law.kept.ids.map(law.after), doubt: law.doubt,
-          before: law.kept.ids.map(law.before), mass: law.mass,
-          said: document.querySelector('.kb-numbers').innerText}; }"""
+          before: law.kept.ids.map(law.before), mass: law.mass, held: law.held,
+          said: document.querySelector('.kb-side').innerText}; }"""
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +111,9 @@ def test_every_setting_is_python_s(visit, rows, full, record, monkeypatch):
         model = torch.tensor(rows[name]["logits"]).double().softmax(-1)[seen["kept"]]
         assert torch.tensor(seen["before"]).sub(model).abs().max() < 1e-6, text
         assert seen["mass"] == pytest.approx(model.sum().item(), abs=1e-6), text
+        warm = {name: knobs[name] for name in ("temperature", "repetition_penalty")}
+        _, uncut, _ = in_python(rows[name], warm, system)
+        assert seen["held"] == pytest.approx(uncut[seen["kept"]].double().sum().item(), abs=1e-5)
         H, V = (x.item() for x in measures(cut.double()))
         assert seen["doubt"]["entropy"] == pytest.approx(H, abs=1e-6), text
         assert seen["doubt"]["varentropy"] == pytest.approx(V, abs=1e-5), text
@@ -179,6 +182,29 @@ def test_a_thousand_draws(visit, rows, full, text, knobs):
         above = chi2.sf(float(found["chi"]), len(seen) - 1)
         assert float(found["above"]) == pytest.approx(above, abs=1e-9)
     assert "χ²" in panel.inner_text() or "nothing to test" in panel.inner_text()
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("temperature=0.7&top_p=0.9", "3 tokens kept: 93.3 % of the cooled row, 72.5 % of the row"),
+        ("temperature=1.5&top_p=0.9", "3 306 tokens kept: 90.0 % of the heated row, 99.7 % of"),
+        ("top_p=0.9", "27 tokens kept: 90.2 % of the model's mass"),
+        ("temperature=0&repetition_penalty=1.2", "1 token kept: 100.0 % of the penalised and cool"),
+    ],
+)
+def test_both_shares_are_said(visit, text, says):
+    "Top-p's share is that of the row as it was when it was cut; the model's own is another."
+    tab = visit(f"prompt=quiet&{text}")
+    tab.locator(".kb-said", has_text=says).wait_for(timeout=5000)
+    assert says.split(": ")[1] in tab.locator(".kb-side").inner_text()
+
+
+def test_half_precision_moves_no_share_by_more_than_a_fifth_of_a_per_cent(model):
+    for _, prompt in tool.PROMPTS.values():
+        z = model(torch.tensor([model.encode(prompt)])).logits[0].float()
+        moved = z.half().float().softmax(-1) - z.softmax(-1)
+        assert moved.abs().max() < 0.0021, prompt
 
 
 def test_the_same_luck_at_other_temperatures(visit, rows):

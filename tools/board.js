@@ -3,7 +3,8 @@
 //
 // A place for it in a page: <div class="knob-board" data-settings="prompt=capital&top_p=.9"></div>
 // Without data-settings the address keeps the settings: board.html#prompt=capital&top_p=.9
-// data-knobs="temperature top_p dialect" shows only these knobs, data-rows="12" fewer tokens.
+// data-knobs="temperature top_p dialect" shows only these knobs, data-rows="12" fewer tokens,
+// data-doubt="open" entropy and its map, which are folded in a chapter.
 // play.js makes of it the page on which the model itself runs.
 (() => {
   const book = globalThis.decodingBook, given = (globalThis.knobBoard ??= {});
@@ -129,6 +130,18 @@
 
   // ---- what is computed of a row
 
+  // the mass of a row of which `filter` kept a part, as it measures that part: after temperature
+  const whole = ({ scores, best }) =>
+    scores.reduce((sum, s) => s > -Infinity ? sum + book.exp(s - best) : sum, 0);
+
+  // what the kept tokens hold: of the row that is drawn from, and of the model's own
+  function shares({ held, mass }, { temperature: T, repetition_penalty: theta }) {
+    const heat = T > 1 ? "heated" : T < 1 ? "cooled" : "";
+    const made = [theta === 1 ? "" : "penalised", heat].filter(Boolean).join(" and ");
+    return made ? `${percent(held)} of the ${made} row, ${percent(mass)} of the row before`
+      : `${percent(mass)} of the model's mass`;
+  }
+
   function lawOf(row, logits, state) {
     const settings = settingsOf(state);
     const z = book.penalize(logits, row.ids, row.given, settings);
@@ -137,9 +150,10 @@
     const before = (i) => Math.exp(raw.scores[i] - raw.best) / raw.mass;
     const stays = new Set(kept.ids);
     const after = (i) => stays.has(i) ? Math.exp(kept.scores[i] - kept.best) / kept.mass : 0;
-    const mass = kept.ids.length === order.ids.length ? 1
-      : kept.ids.reduce((sum, i) => sum + before(i), 0);
-    return { kept, raw, order: order.ids, before, after, stays, mass, row, settings, z,
+    const all = kept.ids.length === order.ids.length;
+    const mass = all ? 1 : kept.ids.reduce((sum, i) => sum + before(i), 0);
+    const held = all || state.temperature === 0 ? 1 : kept.mass / whole(kept);
+    return { kept, raw, order: order.ids, before, after, stays, mass, held, row, settings, z,
              doubt: book.measures(kept), doubtBefore: book.measures(raw) };
   }
 
@@ -332,16 +346,28 @@
              make("tbody", {}, ...p.lines.map((line) => line.row))));
     }
 
-    buildNumbers() {
-      const p = this.part, list = make("dl", { class: "kb-numbers" });
-      for (const [name, says] of [["kept", "kept"], ["mass", "of the mass"], ["entropy", "entropy"],
-                                  ["varentropy", "varentropy"], ["stages", "filter by filter"]]) {
-        p[name] = make("dd", {}, "–");
-        list.append(make("div", {}, make("dt", {}, says), p[name]));
+    buildList(names) {
+      const list = make("dl", { class: "kb-numbers" });
+      for (const [name, says] of Object.entries(names)) {
+        this.part[name] = make("dd", {}, "–");
+        list.append(make("div", {}, make("dt", {}, says), this.part[name]));
       }
-      p.map = make("svg", { viewBox: "0 0 320 230", role: "img", class: "kb-map",
-                           "aria-label": "The entropy map" }); // until a row is there
-      return make("div", { class: "kb-side" }, list, p.map);
+      return list;
+    }
+
+    // entropy and its map wait folded in a chapter, unless it asks for them
+    buildNumbers() {
+      const open = this.alone || this.place.dataset.doubt ? { open: "" } : {};
+      const map = this.part.map = make("svg", { viewBox: "0 0 320 230", role: "img",
+        class: "kb-map", "aria-label": "The entropy map" });          // until a row is there
+      return make("div", { class: "kb-side" },
+        this.buildList({ kept: "kept", mass: "they hold", stages: "filter by filter" }),
+        make("details", { class: "kb-doubt", ...open },
+          make("summary", {}, "How undecided the row is"),
+          this.buildList({ entropy: "entropy", varentropy: "varentropy" }),
+          make("p", { class: "kb-note" }, "Entropy: 0 when sure, 1 bit for two equal tokens. "
+            + "Varentropy: how far the tokens' surprises are from each other. The map has both."),
+          map));
     }
 
     buildActions() {
@@ -473,11 +499,11 @@
     get drawnIs() { return "Drawn"; }
 
     sentence() {
-      const { law: { kept, mass, doubt, after }, drawn: i } = this;
+      const { law, law: { kept, doubt, after }, drawn: i } = this;
       const word = this.race && spoken(this.words[i]);
       const drawn = this.race ? `${this.drawnIs}: “${word}”, ${percent(after(i))}. ` : "";
-      return `${this.wrong}${drawn}${plural(kept.ids.length, "token")} kept, ${percent(mass)} of `
-        + `the model's mass, ${doubt.entropy.toFixed(2)} bits of entropy.`;
+      return `${this.wrong}${drawn}${plural(kept.ids.length, "token")} kept: `
+        + `${shares(law, this.state)}, ${doubt.entropy.toFixed(2)} bits of entropy.`;
     }
 
     showKnobs() {
@@ -533,7 +559,7 @@
       const { part: p, law } = this;
       const both = (a, b, unit) => `${a.toFixed(2)} → ${b.toFixed(2)} ${unit}`;
       p.kept.textContent = `${plural(law.kept.ids.length, "token")}`;
-      p.mass.textContent = percent(law.mass);
+      p.mass.textContent = shares(law, this.state);
       p.entropy.textContent = both(law.doubtBefore.entropy, law.doubt.entropy, "bits");
       p.varentropy.textContent = both(law.doubtBefore.varentropy, law.doubt.varentropy, "bits²");
       p.stages.textContent = law.kept.stages.map(([name, n]) =>

@@ -36,7 +36,8 @@ def readme():
     text, _ = MarkdownExporter(config=text_only).from_notebook_node(notebook)
     # a page of the site is a notebook in the repository: loop.html is nbs/01_loop.ipynb
     names = {re.sub(r"^\w\w?_", "", p.stem): p.name for p in (ROOT / "nbs").glob("*.ipynb")}
-    text = re.sub(r"\]\((\w+)\.html\)", lambda m: f"]({source}/{names[m[1]]})", text)
+    link = re.compile(r"\]\((\w+)\.html(?:#[\w-]+)?\)")  # there, its headings have no anchors
+    text = link.sub(lambda m: f"]({source}/{names[m[1]]})", text)
     note = "<!-- Written from nbs/index.ipynb by tools/readme.py: edit there. -->\n\n"
     return note + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
