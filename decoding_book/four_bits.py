@@ -697,7 +697,9 @@ class OnePosition(_Prepared):
         try:
             with nullcontext() if self.ready else announced("the model's step"):
                 run_parts(work) if self.ready else work(0, 1)
-        except BaseException: counter[0] = 2**60; raise             # nobody need wait for this part
+        except BaseException:
+            counter[0] = 2**60                                      # nobody need wait for this part
+            raise
         self.ready, cache.length = True, N
         logits = torch.from_numpy(desk.logits)[:, None, :self.embedding.shape[0]]
         if last_only: logits = logits[:, 0]

@@ -81,6 +81,9 @@ EMPTY = (
 )
 
 
+SHOWN = "%.6g"  # how numbers are written that a cell ends on; in Jupyter, `%precision %.6g`
+
+
 class ThisPython(AsyncKernelManager):
     "A kernel of the Python that runs this script, whatever kernels the user has registered."
 
@@ -94,6 +97,7 @@ class ThisPython(AsyncKernelManager):
             "-f",
             "{connection_file}",
             "--log-level=40",
+            f"--PlainTextFormatter.float_precision={SHOWN}",
         ]
         return KernelSpec(argv=argv, display_name="python3", language="python")
 
