@@ -9,12 +9,12 @@ __all__ = ['SUMS', 'CARRIED', 'SHIFTED', 'Inputs', 'LANES', 'four_at_once', 'eig
            'instruction', 'Registers', 'block_instructions', 'multiplies_bytes', 'block_at_once', 'add_blocks',
            'rms_norm', 'turn_pairs', 'silu_times', 'attend_one', 'meet', 'part_of', 'of_row', 'add_product',
            'look_around', 'attend_heads', 'look_within', 'run_step', 'file_blocks', 'four_bits', 'stacked', 'unpack',
-           'room', 'InTiles', 'Embedding', 'run_parts', 'check_cache', 'seen', 'OnePosition', 'packed', 'layer_list']
+           'room', 'InTiles', 'Embedding', 'run_parts', 'run_together', 'check_cache', 'seen', 'OnePosition', 'packed',
+           'layer_list']
 
 # %% ../nbs/21_four_bits.ipynb #20a0f004
 import os
 from collections import namedtuple
-from contextlib import nullcontext
 from threading import Lock, local
 from types import SimpleNamespace
 
@@ -628,6 +628,16 @@ def run_parts(
         work(0, parts)
         for other in others: other.result()
 
+def run_together(
+    work,       # (part, parts): this thread's share
+    counter,    # by which the parts meet
+):
+    "`run_parts` of work that meets: if it is broken off, nobody need wait for the others."
+    try: run_parts(work)
+    except BaseException:
+        counter[0] = 2**60
+        raise
+
 # %% ../nbs/21_four_bits.ipynb #20a0f098
 def check_cache(
     cache,     # a `KVCache`
@@ -694,12 +704,9 @@ class OnePosition(_Prepared):
         counter = np.zeros(1, np.int64)
         def work(*part):
             run_step(self.layers, self.head, self.sizes, past, desk, Team(*part, counter))
-        try:
-            with nullcontext() if self.ready else announced("the model's step"):
-                run_parts(work) if self.ready else work(0, 1)
-        except BaseException:
-            counter[0] = 2**60                                      # nobody need wait for this part
-            raise
+        if self.ready: run_together(work, counter)
+        else:
+            with announced("the model's step"): work(0, 1)
         self.ready, cache.length = True, N
         logits = torch.from_numpy(desk.logits)[:, None, :self.embedding.shape[0]]
         if last_only: logits = logits[:, 0]

@@ -344,6 +344,12 @@ def test_the_readme_s_commands_work_in_a_fresh_environment(full, project):
     )
 
 
+def test_files_that_contributing_names_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:nbs|tests|tools|benchmarks)/[\w./]+)`", text))
+    assert len(named) > 25 and [name for name in named if not (ROOT / name).exists()] == []
+
+
 def nbdev_table():
     "Command of nbdev -> what CONTRIBUTING.md says of it."
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
