@@ -99,6 +99,17 @@ LOOK = """({
   width: document.documentElement.scrollWidth})"""
 
 
+JUMPS = """window.jumps = 0; new PerformanceObserver(list => {
+    for (const e of list.getEntries()) if (!e.hadRecentInput) window.jumps += e.value
+  }).observe({type: 'layout-shift', buffered: true})"""
+
+
+LOADED = """document.fonts.ready.then(() => new Promise(done => setTimeout(done, 100))).then(() => ({
+  jumps: window.jumps,
+  bytes: ['navigation', 'resource'].flatMap(kind => performance.getEntriesByType(kind))
+    .reduce((sum, e) => sum + e.decodedBodySize, 0)}))"""
+
+
 UNFOLD = """document.querySelectorAll('details').forEach(d => { d.open = true });
   window.shipped?.show(true);
   document.querySelectorAll('.callout-collapse').forEach(c => { c.classList.add('show') })"""
@@ -113,14 +124,16 @@ def tour(browser, address, site, full):
         page = context.new_page()
         watched(page, name, wrong, address)
         page.set_viewport_size({"width": 1280, "height": 800})
+        page.add_init_script(JUMPS)
         page.goto(f"{address}/{name}.html")
+        loaded = page.evaluate(LOADED)
         page.evaluate(UNFOLD)
         for width in (1280, 390, 375) if full else (1280, 375):
             page.set_viewport_size({"width": width, "height": 800})
             page.evaluate(
                 "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
             )
-            facts[name, width] = page.evaluate(LOOK)
+            facts[name, width] = loaded | page.evaluate(LOOK)
         page.close()
     context.close()
     return facts, wrong
@@ -139,6 +152,19 @@ def test_the_index_shows_what_this_is(tab):
 def test_every_page_opens_without_an_error(tour):
     facts, wrong = tour
     assert facts and not wrong, "\n".join(wrong)
+
+
+def test_nothing_jumps_while_a_page_loads(tour):
+    facts, _ = tour
+    assert not {name: seen["jumps"] for (name, _), seen in facts.items() if seen["jumps"] > 0.01}
+
+
+def test_a_page_with_all_that_it_loads_is_under_two_megabytes(tour):
+    "As a server without compression sends it. The board asks for its rows later: `test_board.py`."
+    facts, _ = tour
+    heavy = {name for (name, _), seen in facts.items() if seen["bytes"] > 2e6}
+    assert not {name: seen["bytes"] for (name, _), seen in facts.items() if seen["bytes"] > 2e6}
+    assert facts["loop", 1280]["bytes"] > 1e5
 
 
 def test_math_is_rendered(tour):
@@ -461,9 +487,7 @@ def chapter(browser, marked_address):
     def opened(hash="", **options):
         contexts.append(browser.new_context(viewport={"width": 1280, "height": 900}, **options))
         page = contexts[-1].new_page()
-        page.add_init_script("""window.jumps = 0; new PerformanceObserver(list => {
-            for (const e of list.getEntries()) if (!e.hadRecentInput) window.jumps += e.value
-        }).observe({type: 'layout-shift', buffered: true})""")
+        page.add_init_script(JUMPS)
         page.goto(marked_address + hash)
         return page
 
