@@ -268,17 +268,18 @@ def decode_share(tokens=48):
 
 def cells_of(B, quick, vocabularies, kinds):
     "All cells of one batch size."
-    turns, calls = {1: (4, 20), 8: (6, 4)}.get(B, (1, 2)) if not quick else (1, 3)
+    often = {1: (4, 20), 8: (5, 4)}.get(B, (1, 2)) if not quick else (1, 3)
     rows = []
     for V, kind in product(VOCABULARIES[3:4] if quick else vocabularies, kinds):
         if kind == "real":
             continue
+        turns, calls = often if V == VOCABULARIES[3] else (1, 2)  # goals are set for one V
         sets = [make_rows(kind, B, V, seed) for seed in range(8 if B == 1 else 2)]
         rows += [cell(kind, V, B, name, sets, turns, calls) for name in FILTERS]
     if B < 64 and "real" in kinds:
         real = real_rows()
         sets = [real[i : i + B] for i in range(0, len(real) - B + 1, B)]
-        rows += [cell("real", real.shape[1], B, name, sets, turns, calls) for name in FILTERS]
+        rows += [cell("real", real.shape[1], B, name, sets, *often) for name in FILTERS]
     return rows
 
 
