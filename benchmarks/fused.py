@@ -308,6 +308,9 @@ def main():
     args = parser.parse_args()
     import torch
 
+    from decoding_book.fused import fused_sample
+
+    fused_sample(make_rows("peaked", 1, 1000, 0), T)  # compiled now, and in no cell
     if args.llama:
         return record(args.out, "llama.cpp", cells=against_llama(4, 20))
     for threads in args.threads:
