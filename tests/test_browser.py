@@ -104,7 +104,8 @@ JUMPS = """window.jumps = 0; new PerformanceObserver(list => {
   }).observe({type: 'layout-shift', buffered: true})"""
 
 
-LOADED = """document.fonts.ready.then(() => new Promise(done => setTimeout(done, 100))).then(() => ({
+LOADED = """document.fonts.ready.then(() => new Promise(done => setTimeout(done, 100)))
+  .then(() => ({
   jumps: window.jumps,
   bytes: ['navigation', 'resource'].flatMap(kind => performance.getEntriesByType(kind))
     .reduce((sum, e) => sum + e.decodedBodySize, 0)}))"""
@@ -163,7 +164,6 @@ def test_nothing_jumps_while_a_page_loads(tour):
 def test_a_page_with_all_that_it_loads_is_under_two_megabytes(tour):
     "As a server without compression sends it. The board asks for its rows later: `test_board.py`."
     facts, _ = tour
-    heavy = {name for (name, _), seen in facts.items() if seen["bytes"] > 2e6}
     assert not {name: seen["bytes"] for (name, _), seen in facts.items() if seen["bytes"] > 2e6}
     assert facts["loop", 1280]["bytes"] > 1e5
 
