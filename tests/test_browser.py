@@ -156,9 +156,9 @@ def test_every_page_opens_without_an_error(tour):
 
 
 def test_nothing_jumps_while_a_page_loads(tour):
-    "A layout shift of .1 is called good on the web; math whose font comes last moves one line."
+    "Up to .1 is called good on the web. Math whose font comes last moves the lines beside it."
     facts, _ = tour
-    assert not {name: seen["jumps"] for (name, _), seen in facts.items() if seen["jumps"] > 0.05}
+    assert not {name: seen["jumps"] for (name, _), seen in facts.items() if seen["jumps"] > 0.1}
 
 
 def test_a_page_with_all_that_it_loads_is_under_two_megabytes(tour):
