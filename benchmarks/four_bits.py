@@ -4,6 +4,7 @@ its Python wheel is there.
     python -m benchmarks.four_bits              one thread and two; batches, beams, a long prompt
     python -m benchmarks.four_bits --quick      a short look, nothing recorded
     python -m benchmarks.four_bits --load       only: seconds and memory of loading, a fresh process
+    python -m benchmarks.four_bits --only "batch 16"      the other rows stay as recorded
 
 All forms run in one process, in turns, greedy, with the end mark off, from the same prompt. Each is
 run as its users run it: `generate` here, `model.generate` of transformers, `eval` and the largest
@@ -213,8 +214,12 @@ def main():
     usual, quick = dict(tokens=32, rounds=5, batch=16), dict(tokens=12, rounds=1, batch=4)
     import torch
 
-    only_loading = "--load" in sys.argv
+    only_loading, only = "--load" in sys.argv, None
     sys.argv = [a for a in sys.argv if a != "--load"]
+    if "--only" in sys.argv:
+        place = sys.argv.index("--only")
+        only = sys.argv[place + 1]
+        del sys.argv[place : place + 2]
     args = arguments(__doc__, "four_bits.json", usual, quick)
     from decoding_book.smollm import SmolLM2, weights_path
 
@@ -233,12 +238,15 @@ def main():
         torch.set_num_threads(threads)
         for what, ids, n in (
             ("batch 1", one, args.tokens),
-            ("batch 4", one.repeat(4, 1), args.tokens),
+            ("batch 4", one.repeat(4, 1), args.tokens // 2),
             (f"batch {args.batch}", one.repeat(args.batch, 1), args.tokens),
-            ("beam 4", one, args.tokens),
+            ("beam 4", one, args.tokens // 2),
             ("a prompt of 512", long, 1),
         ):
-            rows.append(compare(models, peers, what, ids, n, args.rounds, threads))
+            if only in (None, what):
+                rows.append(compare(models, peers, what, ids, n, args.rounds, threads))
+    if only:
+        rows += [row for row in json.loads(args.out.read_text())["rows"] if row["what"] != only]
     if not args.quick:
         save(args.out, prompt=PROMPT, rows=rows, loading=loads, step_microseconds=parts)
 
