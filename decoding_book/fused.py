@@ -35,6 +35,7 @@ numba = load_numba()
 MISSING = None if numba else "it needs the package numba. Run: pip install 'decoding_book[fast]'"
 uint32 = numba and numba.uint32
 
+# %% ../nbs/15_fused.ipynb #28674ae8
 def compiled(
     function=None,  # loops over NumPy arrays and numbers; None: a decorator with these options
     **options,      # for numba's compiler
@@ -199,9 +200,10 @@ def mass(
         for g in range(len(stretch)): sums[g] += np.floor(exact_exp(d[g]) * unit + .5)
     return count, sums.sum()
 
-# %% ../nbs/15_fused.ipynb #20138552
+# %% ../nbs/15_fused.ipynb #e34a76c8
 ROUGH_SERIES = tuple(map(np.float32, (.013534121, .052011481, .2414428, .69300381, 1.0000026)))
 
+# %% ../nbs/15_fused.ipynb #20138552
 @compiled
 def rough_mass(
     row,  # z (V,), scale, best score, maxima of the groups, coins
@@ -453,6 +455,7 @@ def room_for_list(
         _own.arrays = np.empty(V, np.int64), np.empty(V, kind), np.empty(V, np.int64)
     return _own.arrays
 
+# %% ../nbs/15_fused.ipynb #6325b3fd
 @lru_cache(1)
 def helpers(
     process,  # a forked one inherits no threads, so it makes its own
@@ -492,6 +495,7 @@ def announced(
     try: yield
     finally: note.cancel()
 
+# %% ../nbs/15_fused.ipynb #c633f8a5
 _ready = set()                                           # float types
 
 def compile_for(
