@@ -9,8 +9,8 @@ __all__ = ['SUMS', 'CARRIED', 'SHIFTED', 'Inputs', 'LANES', 'four_at_once', 'eig
            'instruction', 'Registers', 'block_instructions', 'multiplies_bytes', 'block_at_once', 'add_blocks',
            'rms_norm', 'turn_pairs', 'silu_times', 'attend_one', 'meet', 'part_of', 'of_row', 'add_product',
            'look_around', 'attend_heads', 'look_within', 'run_step', 'file_blocks', 'four_bits', 'stacked', 'unpack',
-           'room', 'InTiles', 'Embedding', 'run_parts', 'run_together', 'check_cache', 'seen', 'OnePosition', 'packed',
-           'layer_list']
+           'room', 'run_parts', 'run_together', 'seal', 'InTiles', 'Embedding', 'check_cache', 'seen', 'OnePosition',
+           'packed', 'layer_list']
 
 # %% ../nbs/21_four_bits.ipynb #20a0f004
 import os
@@ -41,7 +41,7 @@ def write_digit(
     total = np.int32(0)
     for j in range(32):
         q = np.int32(np.rint(x[j] * units))
-        digits[j] = np.int32(q + carried) >> shifted
+        digits[j] = np.int8(np.int32(q + carried) >> shifted)
         total = np.int32(total + digits[j])
     return total
 
@@ -64,6 +64,7 @@ def in_digits(
         for place in range(3):
             inputs.totals[b, place] = write_digit(x[b], units, place, inputs.digits[b, place])
 
+# %% ../nbs/21_four_bits.ipynb #4b170021
 def new_inputs(*shape):
     "Room for blocks of inputs."
     numbers = np.empty((*shape, 3, 32), np.int8), np.empty((*shape, 3), np.int32)
@@ -80,6 +81,7 @@ def side_by_side(
     blocks = np.concatenate([blocks, np.zeros((missing, *blocks.shape[1:]), np.uint8)])
     return blocks.reshape(-1, LANES, *blocks.shape[1:]).transpose(0, 2, 3, 1)
 
+# %% ../nbs/21_four_bits.ipynb #4b170022
 def by_twos(
     scales,    # (tiles, n, 2 s, LANES) uint8, side by side
 ):             # (tiles, n, s, LANES) uint16: 16-bit floats
@@ -87,6 +89,7 @@ def by_twos(
     pairs = np.stack([scales[:, :, ::2], scales[:, :, 1::2]], -1)
     return np.ascontiguousarray(pairs).view(np.uint16)[..., 0]
 
+# %% ../nbs/21_four_bits.ipynb #4b170023
 def by_fours(
     codes,    # (tiles, n, 4 s, LANES) uint8, side by side
 ):            # (tiles, n, s, LANES) uint32
@@ -101,14 +104,17 @@ def in_one(
     digits,    # (3,)
 ):             # float32
     "Three digits as one number."
-    return np.float32(65536 * digits[0]) + np.float32(256 * digits[1]) + np.float32(digits[2])
+    first, middle = np.int32(65536) * np.int32(digits[0]), np.int32(256) * np.int32(digits[1])
+    return np.float32(first) + np.float32(middle) + np.float32(digits[2])
 
+# %% ../nbs/21_four_bits.ipynb #4b170024
 @compiled
 def from_half(
     bits,    # uint16
 ):           # float32
     "A 16-bit float as one of 32: the sign, and the rest with a larger power."
-    size = np.int32((bits & np.uint16(0x7fff)) << 13).view(np.float32) * np.float32(2.**112)
+    moved = np.int32(np.int32(bits & np.uint16(0x7fff)) << 13)
+    size = moved.view(np.float32) * np.float32(2.**112)
     return -size if bits >> 15 else size
 
 # %% ../nbs/21_four_bits.ipynb #4b170015
@@ -144,6 +150,7 @@ def instruction(
     result,      # name of the value's type
 ):               # a function of a tuple of arrays, for compiled code only
     "Instructions on arrays, for numba."
+    def missing(arrays): raise ImportError(f"what the processor is told directly: {MISSING}")
     def describe(typing, arrays):
         def write(context, builder, signature, args):
             arrays = zip(signature.args[0], cgutils.unpack_tuple(builder, args[0]))
@@ -151,7 +158,7 @@ def instruction(
             return generate(builder, *[a.data for a in found])
         whole = all(array.layout == "C" for array in arrays)
         return (getattr(numba.types, result)(arrays), write) if whole else None
-    if MISSING: return None
+    if MISSING: return missing
     from numba.core import cgutils
     from numba.extending import intrinsic
     return intrinsic(describe)
@@ -244,6 +251,7 @@ def multiplies_bytes():
     has = set(cpu_target.target_context.codegen().magic_tuple()[2].split(","))
     return "+avx512vnni" in has
 
+# %% ../nbs/21_four_bits.ipynb #4b170025
 four_at_once = instruction(block_instructions(4), "void")
 eight_at_once = instruction(block_instructions(8), "void")
 
@@ -294,6 +302,7 @@ def turn_pairs(
         (a, b), (cos, sin) = (x[2 * i], x[2 * i + 1]), (turn[i, 0], turn[i, 1])
         x[2 * i], x[2 * i + 1] = a * cos - b * sin, a * sin + b * cos
 
+# %% ../nbs/21_four_bits.ipynb #4b170026
 @compiled(fastmath=SUMS)
 def silu_times(
     gate,    # (hidden,)
@@ -367,12 +376,14 @@ Past = namedtuple("Past", "keys values real turn")                # what a posit
 Desk = namedtuple("Desk", "x normed qkv mixed both inner inputs logits scores weights")
 Team = namedtuple("Team", "part parts counter")                   # which thread, of how many
 
+# %% ../nbs/21_four_bits.ipynb #4b170027
 @compiled
 def part_of(m, i): return Matrix(m.codes[i], m.scales[i])
 
 @compiled
 def of_row(inputs, i): return Inputs(inputs.digits[i], inputs.totals[i], inputs.unit[i])
 
+# %% ../nbs/21_four_bits.ipynb #4b170028
 @compiled
 def add_product(
     m,         # a `Matrix` of one layer
@@ -551,11 +562,53 @@ def room(
         _own.numbers = np.empty(size, np.float32)
     return _own.numbers[:size].reshape(shape)
 
+# %% ../nbs/21_four_bits.ipynb #20a0f066
+_one_at_a_time = Lock()
+
+def run_parts(
+    work,    # (part, parts): this thread's share
+):
+    "Share work among torch's number of threads. One piece of work at a time has them."
+    parts = torch.get_num_threads()
+    with _one_at_a_time:
+        team = helpers(os.getpid(), parts - 1) if parts > 1 else None
+        others = [team.submit(work, part, parts) for part in range(1, parts)]
+        work(0, parts)
+        for other in others: other.result()
+
+# %% ../nbs/21_four_bits.ipynb #4b170029
+def run_together(
+    work,       # (part, parts): this thread's share
+    counter,    # by which the parts meet
+):
+    "`run_parts` of work that meets: if it is broken off, nobody need wait for the others."
+    try: run_parts(work)
+    except BaseException:
+        counter[0] = 2**60
+        raise
+
 # %% ../nbs/21_four_bits.ipynb #20a0f063
 FEW = 128                                 # rows, beyond which torch is faster
 
-class _InTiles:
-    "A matrix (out, in) in tiles, to multiply with."
+def seal(
+    arrays,    # tuples of arrays, and of such tuples
+):
+    "Nobody writes to them from now on."
+    for array in arrays:
+        if isinstance(array, tuple): seal(array)
+        elif isinstance(array, np.ndarray): array.setflags(write=False)
+
+class _Sealed:
+    "What models share: a copy is the same, and what was pickled is sealed again."
+    def __deepcopy__(self, memo): return self
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        seal(state.values())
+
+# %% ../nbs/21_four_bits.ipynb #4b17002a
+class _InTiles(_Sealed):
+    "A matrix (out, in) in tiles."
     def __init__(
         self,
         m,          # a `Matrix` of one layer
@@ -589,7 +642,7 @@ class InTiles(_InTiles):
         B, x = len(rows), np.ascontiguousarray(rows.detach().numpy()).reshape(-1, 32)
         inputs = new_inputs(len(x))
         in_digits(x, inputs)
-        inputs = Inputs(*[a.reshape(B, -1, *a.shape[1:]) for a in inputs])
+        inputs = Inputs(*[a.reshape(B, self.inputs // 32, *a.shape[1:]) for a in inputs])
         out, counter = np.zeros((B, len(self.m.codes), LANES), np.float32), np.zeros(1, np.int64)
         run_parts(lambda *part: add_product(self.m, inputs, out, Team(*part, counter)))
         return torch.from_numpy(out).flatten(1)
@@ -599,10 +652,13 @@ class InTiles(_InTiles):
         x,    # (..., in)
     ):        # (..., out)
         "Each row times the matrix."
-        rows = x.flatten(0, -2)
+        if (x.dtype, x.shape[-1]) != (torch.float32, self.inputs):
+            raise ValueError(f"x: {x.dtype} of shape {tuple(x.shape)}, expected torch.float32 with "
+                             f"{self.inputs} numbers a row")
+        rows = x.reshape(-1, self.inputs)
         out = self.times_few(rows) if len(rows) <= FEW else rows @ self.unpacked()
         if len(self.real) < self.columns: out = out[:, self.real]
-        return out.unflatten(0, x.shape[:-1])
+        return out.reshape(*x.shape[:-1], self.shape[0])
 
 # %% ../nbs/21_four_bits.ipynb #20a0f065
 class Embedding(InTiles):
@@ -613,30 +669,6 @@ class Embedding(InTiles):
         codes = self.m.codes[tile, :, :, lane].copy().view(np.uint8)
         rows = (codes.astype(np.float32) - 128) * self.m.scales[tile, :, :, lane].view(np.float16)
         return torch.from_numpy(rows.reshape(*ids.shape, -1))
-
-# %% ../nbs/21_four_bits.ipynb #20a0f066
-_one_at_a_time = Lock()
-
-def run_parts(
-    work,    # (part, parts): this thread's share
-):
-    "Share work among torch's number of threads. One piece of work at a time has them."
-    parts = torch.get_num_threads()
-    with _one_at_a_time:
-        team = helpers(os.getpid(), parts - 1) if parts > 1 else None
-        others = [team.submit(work, part, parts) for part in range(1, parts)]
-        work(0, parts)
-        for other in others: other.result()
-
-def run_together(
-    work,       # (part, parts): this thread's share
-    counter,    # by which the parts meet
-):
-    "`run_parts` of work that meets: if it is broken off, nobody need wait for the others."
-    try: run_parts(work)
-    except BaseException:
-        counter[0] = 2**60
-        raise
 
 # %% ../nbs/21_four_bits.ipynb #20a0f098
 def check_cache(
@@ -653,11 +685,12 @@ def check_cache(
     return due[0]
 
 # %% ../nbs/21_four_bits.ipynb #20a0f068
-class _Prepared:
+class _Prepared(_Sealed):
     "What the compiled step needs, and room to work in."
     def __init__(self, layers, embedding, norm, sizes):
         self.layers, self.embedding, self.sizes = layers, embedding, sizes
         self.head, self.ready = Head(norm.numpy(), embedding.m), False
+        seal((self.layers, self.head))
 
     def desk(
         self,

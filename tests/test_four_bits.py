@@ -1,7 +1,9 @@
 """The model at the bits of its file: the same weights, the logits of float32, and whose work it is
 to compute them."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -78,6 +80,45 @@ def test_any_number_of_outputs(kind, outputs):
         for rows in (1, 3, 150):
             x = torch.randn(rows, 2, 64, generator=torch.Generator().manual_seed(0))
             torch.testing.assert_close(w.times(x), x @ plain.T, atol=1e-4, rtol=1e-5)
+
+
+def test_no_rows_one_row_and_rows_with_gaps_are_multiplied(quick):
+    "Whatever a plain matrix takes: slices with steps, turned axes, a single row of no batch."
+    w = quick.weights.layers[0].out
+    plain = w.plain().T
+    x = torch.randn(8, 1152, generator=torch.Generator().manual_seed(0))
+    turned = x.view(2, 4, 1152)[..., 1::2].transpose(0, 1)
+    none = x[:0, :576]
+    for rows in (x[0, :576], x[::2, ::2], x[:, :576].flip(0), turned, none, none[None]):
+        got = w.times(rows)
+        assert got.shape == rows.shape
+        torch.testing.assert_close(got, rows @ plain, atol=1e-4, rtol=1e-5)
+
+
+def test_rows_of_another_type_or_width_are_refused(quick):
+    "The loops read bits, as many as the matrix has inputs: they would read on past short rows."
+    w = quick.weights.layers[0].out
+    x = torch.ones(2, 576)
+    for wrong in (x.double(), x.long(), x.bfloat16(), x[:, :32], torch.ones(2, 1152)):
+        with pytest.raises(ValueError, match=r"x: .*, expected torch.float32 with 576 numbers"):
+            w.times(wrong)
+
+
+def test_a_copied_or_pickled_model_is_sealed_and_gives_the_same_logits(quick):
+    "Copies share what nobody writes to: the packed numbers, and the norms of the steps."
+    ids = torch.tensor([[5]])
+    want = quick(ids, cache=quick.new_cache(1, 1)).logits
+    again, other = copy.deepcopy(quick), pickle.loads(pickle.dumps(quick))
+    assert again.weights.one_position is quick.weights.one_position
+    for one in (quick, again, other):
+        w, step = one.weights, one.weights.one_position
+        arrays = [step.layers.attn_norm, step.layers.ffn_norm, step.head.norm]
+        for m in (step.layers.qkv, step.head.matrix, w.layers[0].qkv.m, w.embedding.m):
+            arrays += m
+        for array in arrays:
+            with pytest.raises(ValueError, match="read-only"):
+                array[0] = 0
+        assert one(ids, cache=one.new_cache(1, 1)).logits.equal(want)
 
 
 # ---------------------------------------------------------------- whole numbers
@@ -179,6 +220,33 @@ print(generate(SmolLM2(weights="q4"), {PROMPTS[0]!r}, max_new_tokens=24).ids.tol
     )
     want = generate(quick, PROMPTS[0], max_new_tokens=24).ids.tolist()
     assert done.stdout == f"{want}\n", done.stderr
+
+
+def test_without_numba_the_plain_loops_are_python_and_others_say_what_is_missing():
+    "The same digits and products, one number at a time; an instruction cannot be had."
+    code = """
+import sys
+sys.modules["numba"] = None
+import numpy as np
+from decoding_book.four_bits import *
+x = np.random.default_rng(0).standard_normal((1, 32)).astype(np.float32)
+inputs = new_inputs(1)
+in_digits(x, inputs)
+q = np.einsum("p,pj->j", [65536, 256, 1], inputs.digits[0].astype(int))
+assert (np.abs(q * inputs.unit.astype(float) - x) <= inputs.unit / 2).all()
+every = np.arange(65536, dtype=np.uint16)
+every = every[np.isfinite(every.view(np.float16))][::11]
+assert all(from_half(h) == h.view(np.float16) for h in every)
+codes = np.full((4, LANES), 0x73737373, np.uint32)
+scales = np.full((2, LANES), [[0.5], [-2]]).astype(np.float16).view(np.uint16)
+out = np.zeros(LANES, np.float32)
+plain_block(codes, scales, inputs.digits[0], inputs.totals[0], inputs.unit, out)
+assert np.abs(out - x[0] @ (0.5 * np.repeat([3, 7], 16) - 2)).max() < 1e-5
+try: meet(np.zeros(1, np.int64), 1)
+except ImportError as error: print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert "it needs the package numba" in done.stdout, done.stderr
 
 
 # ---------------------------------------------------------------- the logits
