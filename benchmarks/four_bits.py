@@ -210,39 +210,52 @@ def median_microseconds(f, rounds):
     return round(statistics.median(taken[1:]) * 1e6)
 
 
-def main():
+def command_line():
+    "--load and --only, and what all benchmarks know."
+    words, only = [a for a in sys.argv if a != "--load"], None
+    loading_only = len(words) < len(sys.argv)
+    if "--only" in words:
+        place = words.index("--only")
+        only = words[place + 1]
+        del words[place : place + 2]
+    sys.argv = words
     usual, quick = dict(tokens=32, rounds=5, batch=16), dict(tokens=12, rounds=1, batch=4)
+    return arguments(__doc__, "four_bits.json", usual, quick), loading_only, only
+
+
+def settings(model, args):
+    "(what, ids, tokens) of each row."
     import torch
 
-    only_loading, only = "--load" in sys.argv, None
-    sys.argv = [a for a in sys.argv if a != "--load"]
-    if "--only" in sys.argv:
-        place = sys.argv.index("--only")
-        only = sys.argv[place + 1]
-        del sys.argv[place : place + 2]
-    args = arguments(__doc__, "four_bits.json", usual, quick)
+    one = torch.tensor([model.encode(PROMPT)])
+    long = one.repeat(1, 512 // one.shape[1] + 1)[:, :512]
+    return (
+        ("batch 1", one, args.tokens),
+        ("batch 4", one.repeat(4, 1), args.tokens // 2),
+        (f"batch {args.batch}", one.repeat(args.batch, 1), args.tokens),
+        ("beam 4", one, args.tokens // 2),
+        ("a prompt of 512", long, 1),
+    )
+
+
+def main():
+    import torch
+
     from decoding_book.smollm import SmolLM2, weights_path
 
+    args, loading_only, only = command_line()
     loads = {form: loading(form) for form in ("q4", "bfloat16", "float32")}
     print(json.dumps(loads), flush=True)
-    if only_loading:
+    if loading_only:
         return
     weights, _ = reference_weights(weights_path())
     models = {name: SmolLM2(weights=name) for name in ("q4", "float32", "bfloat16")}
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     peers = {name: transformers_peer(weights, kind) for name, kind in kinds.items()}
-    one = torch.tensor([models["q4"].encode(PROMPT)])
-    long = one.repeat(1, 512 // one.shape[1] + 1)[:, :512]
     parts, rows = step_parts(models["q4"]), []
     for threads in (2, 1):
         torch.set_num_threads(threads)
-        for what, ids, n in (
-            ("batch 1", one, args.tokens),
-            ("batch 4", one.repeat(4, 1), args.tokens // 2),
-            (f"batch {args.batch}", one.repeat(args.batch, 1), args.tokens),
-            ("beam 4", one, args.tokens // 2),
-            ("a prompt of 512", long, 1),
-        ):
+        for what, ids, n in settings(models["q4"], args):
             if only in (None, what):
                 rows.append(compare(models, peers, what, ids, n, args.rounds, threads))
     if only:
