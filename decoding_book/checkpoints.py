@@ -28,6 +28,7 @@ def _safetensors():
                           "pip install 'decoding_book[model]'") from error
     return safetensors
 
+# %% ../nbs/A_checkpoints.ipynb #fa027641
 def _checksum(tensors):
     parts = [name.encode() + bytes(t.numpy().tobytes()) for name, t in sorted(tensors.items())]
     return hashlib.sha256(b"".join(parts)).hexdigest()
@@ -71,6 +72,7 @@ def _globals(code):
     inner = [part for part in code.co_consts if isinstance(part, CodeType)]
     return used + [name for part in inner for name in _globals(part)]
 
+# %% ../nbs/A_checkpoints.ipynb #940807cd
 def _tree(function):
     "The syntax of a function as text, without comments and docstring."
     definition = ast.parse(dedent(getsource(function))).body[0]
@@ -122,6 +124,7 @@ def alone(
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
+# %% ../nbs/A_checkpoints.ipynb #9050f2c5
 @contextmanager
 def one_thread():
     "Sums in one order: the same losses whatever the number of threads."

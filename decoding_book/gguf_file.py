@@ -19,6 +19,7 @@ import torch
 # %% ../nbs/A_gguf_file.ipynb #296f1e2a
 NUMBERS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}    # GGUF's type -> struct's
 
+# %% ../nbs/A_gguf_file.ipynb #d436cf49
 class Cursor:
     "Bytes, and the place up to which they have been read."
     def __init__(self, raw): self.raw, self.at = memoryview(raw), 0
@@ -53,6 +54,7 @@ CENTRE = {2: 8, 6: 16}               # Q4_0, Q5_0: the number that stands for ze
 BLOCKS = {0: (1, 4), 1: (1, 2), 30: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24),
           8: (32, 34)}               # weights a block, bytes a block
 
+# %% ../nbs/A_gguf_file.ipynb #469e981e
 def block_numbers(
     packed,    # (n, 16) uint8, or (n, 20) with the fifth bits first
 ):             # (n, 32) uint8
@@ -80,6 +82,7 @@ def block_size(
     except ValueError as error:
         raise NotRead(f"type {name} is unknown, here and to the package gguf") from error
 
+# %% ../nbs/A_gguf_file.ipynb #8a39b8a6
 def other_type(data, kind, shape):
     "Weights of a type that the package `gguf` knows."
     import gguf
@@ -108,8 +111,6 @@ def dequantise(
     return block_numbers(packed).float().mul_(step).add_(least).view(shape)
 
 # %% ../nbs/A_gguf_file.ipynb #26fe83cd
-DAMAGE = (struct.error, ValueError, KeyError, RuntimeError, OverflowError, MemoryError)
-
 def alignment(
     meta,    # metadata of a GGUF file
 ):
@@ -119,6 +120,7 @@ def alignment(
         raise ValueError(f"general.alignment is {value!r}, expected a power of two")
     return value
 
+# %% ../nbs/A_gguf_file.ipynb #5f7947e6
 def locate(
     whole,    # all bytes of the file, uint8
     start,    # where the weights begin
@@ -138,16 +140,17 @@ def locate(
 
 # %% ../nbs/A_gguf_file.ipynb #22d5c00f
 def once(
-    what,     # the names are of
+    what,     # what has these names, for the error
     pairs,    # (name, value)
 ):            # {name: value}
-    "A dict, if no name comes twice: of two values nobody can say which one is meant."
+    "A dict, if no name comes twice."
     found = {}
     for name, value in pairs:
         if name in found: raise NotRead(f"{what} {name} is there twice")
         found[name] = value
     return found
 
+# %% ../nbs/A_gguf_file.ipynb #b6ded222
 def parse_gguf(
     raw,    # all bytes of a file, writable (a bytearray)
 ):          # metadata {name: value}, tensors {name: (bytes, type, shape)}
@@ -165,6 +168,8 @@ def parse_gguf(
     return meta, once("tensor", ((head[0], locate(whole, start, head)) for head in heads))
 
 # %% ../nbs/A_gguf_file.ipynb #6d720d59
+DAMAGE = (struct.error, ValueError, KeyError, RuntimeError, OverflowError, MemoryError)
+
 def read_gguf(
     path,    # a GGUF file
 ):           # metadata {name: value}, tensors {name: (bytes, type, shape)}, see `dequantise`
@@ -193,6 +198,8 @@ SKIPPED += [f"tokenizer.ggml.{name}_token_id" for name in (
     "middle", "fim_*")]
 SKIPPED += ["tokenizer.ggml.scores", "tokenizer.chat_template.*", "tokenizer.chat_templates",
             "tokenizer.huggingface.json"]
+
+# %% ../nbs/A_gguf_file.ipynb #e7377677
 EXPECTED = {"general.type": "model", "general.quantization_version": 2, "split.count": 1,
             "split.no": 0}                            # what a file may say, and nothing else
 
