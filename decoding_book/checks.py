@@ -69,6 +69,7 @@ def check_answer(
 class NotAnInteger(TypeError, ValueError):
     "Something else was given where an integer is needed."
 
+# %% ../nbs/A_checks.ipynb #854577a8
 def whole(
     name,          # what an error calls it
     value,         # what should be an integer
@@ -117,6 +118,7 @@ def float64_home(
     device = torch.device(device)
     return torch.device("cpu") if device.type in NO_FLOAT64 else device
 
+# %% ../nbs/A_checks.ipynb #6c09c61f
 def in_float64(
     x,    # a tensor
 ):        # the same numbers at `float64_home`
@@ -135,20 +137,30 @@ def per_row(
     off=None,        # what None stands for; without it None is refused
 ):                   # float64 (at `float64_home`) or int64, shape (1,) or (..., 1): it broadcasts
     "A parameter that is a number or one a row, checked and shaped."
-    plain = value.tolist() if torch.is_tensor(value) else value
-    try: values = np.array(plain, dtype=object)
+    try: values = np.array(value.tolist() if torch.is_tensor(value) else value, dtype=object)
     except ValueError as e: raise ValueError(f"{name}: {e}") from None         # ragged lists
     rows = tuple(logits.shape[:-1])
     if values.shape not in ((), rows):
         raise ValueError(f"{name}: shape {values.shape}, expected () or {rows}")
     numbers = []
     for at in np.ndindex(values.shape):
-        v = off if values[at] is None and off is not None else values[at]
+        v = off if values[at] is None else values[at]
         where = f"{name}, {row_name(at)}" if at else name
         numbers.append(check_number(where, v, low, high, open_low, integer))
     dtype = torch.int64 if integer else torch.float64
     device = logits.device if integer else float64_home(logits.device)
     return torch.tensor(numbers, dtype=dtype, device=device).reshape(*values.shape, 1)
+
+# %% ../nbs/A_checks.ipynb #f7e6a80e
+def _key_tensor(name, value, bits):
+    "One part of a key that is a tensor (B,), checked."
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise NotAnInteger(f"{name}: {value.dtype} is not an integer type")
+    x = value.long()
+    bad = x >> 32 != 0 if bits == 32 else (x < 0) & (value.dtype != torch.uint64)
+    for i in bad.nonzero()[:1, 0].tolist():
+        raise ValueError(f"{name}, {row_name([i])}: {value[i].item()} is outside 0..2^{bits} - 1")
+    return x
 
 # %% ../nbs/A_checks.ipynb #9354a986
 def key_part(
@@ -168,16 +180,6 @@ def key_part(
         if not 0 <= v < 2**bits: raise ValueError(f"{where}: {v} is outside 0..2^{bits} - 1")
     if values.ndim == 0: return int(values[()])
     return torch.tensor([int(v) - (int(v) >> 63 << 64) for v in values], dtype=torch.long)
-
-def _key_tensor(name, value, bits):
-    "The same for a tensor (B,), which is not looked at number by number."
-    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-        raise NotAnInteger(f"{name}: {value.dtype} is not an integer type")
-    x = value.long()
-    bad = x >> 32 != 0 if bits == 32 else (x < 0) & (value.dtype != torch.uint64)
-    for i in bad.nonzero()[:1, 0].tolist():
-        raise ValueError(f"{name}, {row_name([i])}: {value[i].item()} is outside 0..2^{bits} - 1")
-    return x
 
 # %% ../nbs/A_checks.ipynb #1804ba3d
 def text_ids(
