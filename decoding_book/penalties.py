@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DRY_BREAKERS', 'check_history', 'token_counts', 'repetition_penalty', 'frequency_penalty', 'presence_penalty',
            'no_repeat_ngram', 'repeat_lengths', 'check_id', 'breaker_ids', 'longest_repeats', 'dry', 'tokens_with',
-           'bias_number', 'bias_vector', 'refuse_bias', 'logit_bias', 'check_sequences', 'now_ends', 'sequence_bias',
-           'letters_of', 'forms_of', 'spellings', 'end_ids', 'min_length']
+           'bias_number', 'bias_vector', 'refuse_bias', 'with_bias', 'logit_bias', 'check_sequences', 'now_ends',
+           'sequence_bias', 'letters_of', 'forms_of', 'spellings', 'end_ids', 'min_length']
 
 # %% ../nbs/13_penalties.ipynb #c28d91d7
 import math
@@ -19,6 +19,11 @@ import torch
 from .checks import check_logits, in_float64, per_row, row_name
 from .noise import exact_log
 from .topp import exact_exp
+
+# %% ../nbs/13_penalties.ipynb #4d8c9874
+_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16,
+             torch.uint32, torch.uint64)
+_NO_TENSOR = (TypeError, ValueError, RuntimeError, OverflowError)
 
 # %% ../nbs/13_penalties.ipynb #32df050f
 def check_history(
@@ -44,11 +49,6 @@ def check_history(
                          f"0..{V - 1}")
     return ids, mask
 
-# %% ../nbs/13_penalties.ipynb #4d8c9874
-_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16,
-             torch.uint32, torch.uint64)
-_NO_TENSOR = (TypeError, ValueError, RuntimeError, OverflowError)
-
 # %% ../nbs/13_penalties.ipynb #8fde6f5d
 def _fail(bad, name, value, what):
     "Raise for the first True of `bad` (...): the argument, the row and its value."
@@ -56,6 +56,7 @@ def _fail(bad, name, value, what):
         value = torch.as_tensor(value).expand(*bad.shape, 1)[tuple(at)].item()
         raise ValueError(f"{name}, {row_name(at)}: {value} {what}")
 
+# %% ../nbs/13_penalties.ipynb #24746505
 def _in_range(name, value, old, new):
     "`new`, if arithmetic on the logits `old` has kept within the range of their type."
     bad = (old.isfinite() & ~new.isfinite()).any(-1)
@@ -154,7 +155,8 @@ def repeat_lengths(
     breaks,  # (..., N) bool: True where a repetition ends
 ):           # (..., N) int64
     "For each place but the last: how many tokens up to it are also the last ones of the text."
-    N, lengths, same = ids.shape[-1], torch.zeros_like(ids), mask.clone()
+    N, lengths = ids.shape[-1], torch.zeros_like(ids)
+    same = mask.clone()
     same[..., -1:] = False                               # the end is no repetition of itself
     same, real = same & mask[..., -1:], ids.masked_fill(~mask, -1)
     for k in range(N - 1):                               # the k-th before the place and the end
@@ -189,6 +191,7 @@ def breaker_ids(
         raise TypeError(f"breakers (dry_breakers): {breakers!r} is no list of ids")
     return [check_id("breakers (dry_breakers)", id, V) for id in breakers]
 
+# %% ../nbs/13_penalties.ipynb #df60e612
 def longest_repeats(
     z,         # (..., V), of which only the shape is read
     ids,       # the text so far (..., N)
@@ -202,6 +205,9 @@ def longest_repeats(
     longest = torch.full(z.shape, -1, dtype=torch.long, device=ids.device)
     longest = longest.scatter_reduce(-1, ids[..., 1:], lengths, "amax")
     return longest.index_fill(-1, stops, -1)
+
+# %% ../nbs/13_penalties.ipynb #f6a048b7
+_MOST = 88.7228391                                       # log of the largest float32
 
 # %% ../nbs/13_penalties.ipynb #abfd840d
 def dry(
@@ -228,8 +234,6 @@ def dry(
     price = (multiplier / exact_exp(-grown)).to(z.dtype).to(z.device)
     less = (z - price).clamp(min=torch.finfo(z.dtype).min)
     return less.where((longest >= allowed) & z.isfinite(), z)
-
-_MOST = 88.7228391                                       # log of the largest float32
 
 # %% ../nbs/13_penalties.ipynb #1badfb8b
 DRY_BREAKERS = "\n", ":", '"', "*"                        # llama.cpp's
@@ -290,6 +294,23 @@ def refuse_bias(
         more = f" and {len(said) - 3} more" if len(said) > 3 else ""
         raise ValueError(f"{name}, {row_name(at)}: {', '.join(said[:3])}{more} {what}")
 
+# %% ../nbs/13_penalties.ipynb #30a8969e
+def with_bias(
+    name,    # of the parameter
+    z,       # (..., V), checked
+    more,    # added (..., V)
+    ban,     # banned (..., V) bool
+    names,   # for `refuse_bias`
+):           # (..., V), banned tokens -inf
+    "Logits with a bias, or an error that says which part of it does harm."
+    moved = (z + more).where(~ban & z.isfinite(), z)
+    lost = z.isfinite() & ~moved.isfinite()
+    refuse_bias(name, lost, names, f"takes a logit out of the range of {z.dtype}")
+    new = moved.where(~ban, -torch.inf)
+    left = new.amax(-1, keepdim=True).isfinite()
+    refuse_bias(name, ban & z.isfinite() & ~left, names, "leave no token")
+    return new
+
 # %% ../nbs/13_penalties.ipynb #200834f3
 def logit_bias(
     logits: torch.Tensor,  # (..., V)
@@ -307,13 +328,7 @@ def logit_bias(
         return [f"id {id}: {numbers[id]}" for id in bad.nonzero()[:, 0].tolist()]
 
     ban = (bias == -torch.inf).to(z.device).expand(z.shape)
-    moved = (z + bias.to(z.dtype).to(z.device)).where(~ban & z.isfinite(), z)
-    lost = z.isfinite() & ~moved.isfinite()
-    refuse_bias("logit_bias", lost, names, f"takes a logit out of the range of {z.dtype}")
-    new = moved.where(~ban, -torch.inf)
-    left = new.amax(-1, keepdim=True).isfinite()
-    refuse_bias("logit_bias", ban & z.isfinite() & ~left, names, "leave no token")
-    return new
+    return with_bias("logit_bias", z, bias.to(z.dtype).to(z.device), ban, names)
 
 # %% ../nbs/13_penalties.ipynb #703b624f
 def check_sequences(
@@ -357,18 +372,11 @@ def sequence_bias(
         return [f"{tuple(s)}: {v}" for s, v in pairs if bad[s[-1]] and now_ends(ids[at], s[:-1])]
 
     ids, more, ban = ids.where(mask, -1), torch.zeros_like(z), torch.zeros_like(z).bool()
-    for (*before, last), value in pairs:                            # no sequence has a -1
+    for (*before, last), value in pairs:
         said = now_ends(ids, before)
         if value == -torch.inf: ban[..., last] |= said
         else: more[..., last] += z.new_tensor(value).where(said, 0)
-    new = (z + more).where(z.isfinite(), z)
-    lost = z.isfinite() & ~new.isfinite() & ~ban
-    beyond = f"takes a logit out of the range of {z.dtype}"
-    refuse_bias("sequence_bias", lost, names, beyond)
-    new = new.where(~ban, -torch.inf)
-    left = new.amax(-1, keepdim=True).isfinite()
-    refuse_bias("sequence_bias", ban & ~left, names, "leave no token")
-    return new
+    return with_bias("sequence_bias", z, more, ban, names)
 
 # %% ../nbs/13_penalties.ipynb #8c107ddd
 def letters_of(
@@ -392,6 +400,7 @@ def forms_of(
             if letters_of(model.decode(ids)) == letters_of(text): found[ids] = text  # else unknown
     return found
 
+# %% ../nbs/13_penalties.ipynb #08f865e3
 def spellings(
     model,    # with a tokenizer
     words,    # a text, or a list of them
