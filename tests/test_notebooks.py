@@ -1,13 +1,18 @@
 """A reader runs a cell again: every cell of every notebook runs twice in a row."""
 
+import base64
+import io
 import subprocess
 from pathlib import Path
 
 import execute
 import nbformat
+import numpy as np
 import pytest
 from execute import ThisPython, kernel_environment
+from matplotlib.figure import Figure
 from nbclient import NotebookClient
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
@@ -73,3 +78,31 @@ def test_the_notebooks_that_differ_from_the_last_commit(tmp_path, monkeypatch):
     (tmp_path / "nbs/removed.ipynb").unlink()
     (tmp_path / "nbs/new.ipynb").write_text("{}")
     assert execute.changed() == ["changed.ipynb", "new.ipynb"]
+
+
+def figure(background):
+    "A heat map and a line, as a notebook keeps it."
+    drawn = Figure(facecolor=background)
+    axes = drawn.subplots(1, 2)
+    axes[0].imshow(np.arange(100).reshape(10, 10), cmap="cividis")
+    axes[1].plot([0, 2, 1], lw=3)
+    file = io.BytesIO()
+    drawn.savefig(file, format="png")
+    return base64.b64encode(file.getvalue()).decode() + "\n"
+
+
+def pixels(png):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGBA")).astype(int)
+
+
+def test_a_figure_takes_half_the_room_and_looks_the_same():
+    before = figure("white")
+    after = execute.fewer_colours(before)
+    assert len(after) < len(before) / 2
+    assert abs(pixels(after) - pixels(before)).max() <= 12
+    assert execute.fewer_colours(after) == after
+
+
+def test_a_figure_that_lets_the_page_through_stays_as_it_is():
+    before = figure("none")
+    assert execute.fewer_colours(before) == before
