@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'UNDERLINES', 'MARKS', 'SPOKEN', 'TEXT_CSS', 'CARD_CSS', 'PLACE_CSS', 'STYLE', 'LEGEND', 'CARD', 'COLUMNS',
-           'surprisal', 'level', 'level_css', 'mark', 'token_name', 'html_text', 'token_face', 'spoken', 'percent',
-           'bit_text', 'choices', 'popup', 'token_span', 'plain', 'check_logprob', 'check_lengths', 'tokens_html',
-           'view', 'rows_html', 'figure_style', 'new_axes', 'bars', 'check_probabilities', 'number_format', 'draw_bars',
-           'heat', 'check_matrix', 'text_on', 'print_values', 'label_axes', 'in_words', 'draw_moves', 'stage_texts',
-           'trace_html', 'draw_stage', 'trace_figure']
+           'surprisal', 'level', 'level_css', 'luminance', 'mark', 'token_name', 'html_text', 'token_face', 'spoken',
+           'percent', 'bit_text', 'choices', 'popup', 'token_span', 'plain', 'check_logprob', 'check_lengths', 'view',
+           'tokens_html', 'rows_html', 'figure_style', 'new_axes', 'check_probabilities', 'number_format', 'draw_bars',
+           'bars', 'check_matrix', 'text_on', 'print_values', 'label_axes', 'heat', 'in_words', 'draw_moves',
+           'stage_texts', 'trace_html', 'draw_stage', 'trace_figure']
 
 # %% ../nbs/A_show.ipynb #6042b07f
 import math
@@ -43,6 +43,14 @@ def level_css() -> str:  # eleven rules, .db-0 to .db-10
     "The look of each level: more colour, then a heavier line."
     return "".join(f".db-{n}{{background:rgba(213,94,0,{.055 * n:.3g});border-bottom:{line}}}"
                    for n, line in enumerate(UNDERLINES))
+
+# %% ../nbs/A_show.ipynb #34f6487b
+def luminance(
+    rgb,      # three numbers from 0 to 1
+) -> float:   # 0 for black, 1 for white
+    "How light a colour is to the eye, by WCAG 2."
+    red, green, blue = (c / 12.92 if c <= .04045 else ((c + .055) / 1.055) ** 2.4 for c in rgb)
+    return .2126 * red + .7152 * green + .0722 * blue
 
 # %% ../nbs/A_show.ipynb #53e4712f
 MARKS = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}
@@ -238,6 +246,23 @@ def check_lengths(
         if len(other) != len(tokens):
             raise ValueError(f"{name} has length {len(other)}, but there are {len(tokens)} tokens")
 
+# %% ../nbs/A_show.ipynb #114c945b
+def view(
+    prompt: str,   # text before the tokens
+    body: str,     # HTML of the tokens
+    caption: str,  # a line above
+    n: int,        # number of tokens
+    bits: float,   # surprisal of them all
+) -> str:          # HTML, one line
+    "The frame around the tokens of one text."
+    cost = f"{n} token{'s' * (n != 1)}, {bit_text(bits)}"
+    top = f'<div class="db-n">{html_text(caption)}</div>' if caption else ""
+    before = "".join(c if c in " \n\t" else mark(c) for c in prompt)
+    before = html_text(before).replace("\n", "<br>")
+    return (f'{STYLE}<div class="db-v tex2jax_ignore mathjax_ignore" tabindex="-1" role="figure" '
+            f'aria-label="Generated text, {cost}">{top}<div class="db-x"><span class="db-q">'
+            f'{before}</span>{body}</div><div class="db-l">{cost}{LEGEND}</div></div>')
+
 # %% ../nbs/A_show.ipynb #356b5451
 def tokens_html(
     tokens: list[str],        # text of each generated token, in order
@@ -257,23 +282,6 @@ def tokens_html(
             for i, top in enumerate(tops)]
     body = "".join(map(token_span, tokens, logprobs, tops, notes))
     return view(prompt, body, caption, len(tokens), sum(map(surprisal, logprobs)))
-
-# %% ../nbs/A_show.ipynb #114c945b
-def view(
-    prompt: str,   # text before the tokens
-    body: str,     # HTML of the tokens
-    caption: str,  # a line above
-    n: int,        # number of tokens
-    bits: float,   # surprisal of them all
-) -> str:          # HTML, one line
-    "The frame around the tokens of one text."
-    cost = f"{n} token{'s' * (n != 1)}, {bit_text(bits)}"
-    top = f'<div class="db-n">{html_text(caption)}</div>' if caption else ""
-    before = "".join(c if c in " \n\t" else mark(c) for c in prompt)
-    before = html_text(before).replace("\n", "<br>")
-    return (f'{STYLE}<div class="db-v tex2jax_ignore mathjax_ignore" tabindex="-1" role="figure" '
-            f'aria-label="Generated text, {cost}">{top}<div class="db-x"><span class="db-q">'
-            f'{before}</span>{body}</div><div class="db-l">{cost}{LEGEND}</div></div>')
 
 # %% ../nbs/A_show.ipynb #4b347b25
 def rows_html(
@@ -314,24 +322,6 @@ def new_axes(
     "A new figure in the book's style."
     import matplotlib.pyplot as plt
     with figure_style(): return plt.subplots(figsize=(width, height))[1]
-
-# %% ../nbs/A_show.ipynb #15c66659
-def bars(
-    probabilities,  # (V,) floats or a tensor, at most 40
-    words=None,     # V names; their numbers if None
-    keep=None,      # (V,) booleans; False is drawn grey and hatched
-    title=None,     # text above
-    ax=None,        # Axes to draw in; a new figure if None
-):                  # the Axes
-    "A next-token distribution as horizontal bars, in the order given."
-    p = check_probabilities(probabilities)
-    words = list(map(str, range(len(p)) if words is None else words))
-    keep = [True] * len(p) if keep is None else plain(keep)
-    for what, other in ("words", words), ("keep", keep):
-        if len(other) != len(p):
-            raise ValueError(f"{what} has length {len(other)}, but probabilities has {len(p)}")
-    ax = ax or new_axes(5, .9 + .34 * len(p))
-    return draw_bars(ax, p, [token_name(word) for word in words], keep, title)
 
 # %% ../nbs/A_show.ipynb #a1dc419a
 def check_probabilities(
@@ -382,24 +372,23 @@ def draw_bars(
     if title: ax.set_title(title, parse_math=False)
     return ax
 
-# %% ../nbs/A_show.ipynb #8df3cfb0
-def heat(
-    matrix,        # (R, C) floats or a tensor
-    xlabels=None,  # C names for the columns
-    ylabels=None,  # R names for the rows
-    title=None,    # text above
-    ax=None,       # Axes to draw in; a new figure if None
-):                 # the Axes
-    "A labelled heat map; the values are printed up to 12 by 12."
-    rows = check_matrix(matrix, xlabels, ylabels)
-    r, c = len(rows), len(rows[0])
-    small = max(r, c) <= 12
-    ax = ax or new_axes(*((1.4 + .62 * c, 1 + .48 * r) if small else (6, 5)))
-    image = ax.imshow([[x if math.isfinite(x) else math.nan for x in row] for row in rows],
-                      cmap="cividis", aspect="auto")
-    if small: print_values(ax, rows, image)
-    else: ax.figure.colorbar(image, ax=ax)
-    return label_axes(ax, xlabels, ylabels, title)
+# %% ../nbs/A_show.ipynb #15c66659
+def bars(
+    probabilities,  # (V,) floats or a tensor, at most 40
+    words=None,     # V names; their numbers if None
+    keep=None,      # (V,) booleans; False is drawn grey and hatched
+    title=None,     # text above
+    ax=None,        # Axes to draw in; a new figure if None
+):                  # the Axes
+    "A next-token distribution as horizontal bars, in the order given."
+    p = check_probabilities(probabilities)
+    words = list(map(str, range(len(p)) if words is None else words))
+    keep = [True] * len(p) if keep is None else plain(keep)
+    for what, other in ("words", words), ("keep", keep):
+        if len(other) != len(p):
+            raise ValueError(f"{what} has length {len(other)}, but probabilities has {len(p)}")
+    ax = ax or new_axes(5, .9 + .34 * len(p))
+    return draw_bars(ax, p, [token_name(word) for word in words], keep, title)
 
 # %% ../nbs/A_show.ipynb #047a794b
 def check_matrix(
@@ -424,9 +413,7 @@ def text_on(
 ) -> str:    # "black" or "white"
     "The colour of text that is easier to read on `colour`, by the contrast of WCAG 2."
     from matplotlib.colors import to_rgb
-    red, green, blue = (c / 12.92 if c <= .04045 else ((c + .055) / 1.055) ** 2.4
-                        for c in to_rgb(colour))
-    light = .2126 * red + .7152 * green + .0722 * blue
+    light = luminance(to_rgb(colour))
     return "black" if (light + .05) / .05 > 1.05 / (light + .05) else "white"
 
 # %% ../nbs/A_show.ipynb #10832bce
@@ -458,6 +445,25 @@ def label_axes(
         ax.tick_params(axis="x", rotation=90)
     if title: ax.set_title(title, parse_math=False)
     return ax
+
+# %% ../nbs/A_show.ipynb #8df3cfb0
+def heat(
+    matrix,        # (R, C) floats or a tensor
+    xlabels=None,  # C names for the columns
+    ylabels=None,  # R names for the rows
+    title=None,    # text above
+    ax=None,       # Axes to draw in; a new figure if None
+):                 # the Axes
+    "A labelled heat map; the values are printed up to 12 by 12."
+    rows = check_matrix(matrix, xlabels, ylabels)
+    r, c = len(rows), len(rows[0])
+    small = max(r, c) <= 12
+    ax = ax or new_axes(*((1.4 + .62 * c, 1 + .48 * r) if small else (6, 5)))
+    image = ax.imshow([[x if math.isfinite(x) else math.nan for x in row] for row in rows],
+                      cmap="cividis", aspect="auto")
+    if small: print_values(ax, rows, image)
+    else: ax.figure.colorbar(image, ax=ax)
+    return label_axes(ax, xlabels, ylabels, title)
 
 # %% ../nbs/A_show.ipynb #df7b1e41
 def in_words(
