@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Hypothesis', 'Hypotheses', 'Batch', 'Search', 'search_setup', 'next_logprobs', 'n_largest', 'Candidate',
-           'search_cost', 'search_bar', 'exhaustive_search', 'row_reader', 'best_first_search']
+           'search_cost', 'check_cost', 'search_bar', 'exhaustive_search', 'row_reader', 'best_first_search']
 
 # %% ../nbs/05_exhaustive.ipynb #a278b912
 import heapq
@@ -66,8 +66,8 @@ class Hypothesis(_FoundText):
         return tokens_html(**self.plain_data(), caption=self._caption())
 
 # %% ../nbs/05_exhaustive.ipynb #7e4241cf
-class Hypotheses(Result, list):
-    "What a search returns: hypotheses, best first, and what they cost."
+class _Found(Result, list):
+    "Hypotheses, best first, and what they cost."
     def __init__(
         self,
         found,         # `Hypothesis` objects, best first
@@ -84,8 +84,11 @@ class Hypotheses(Result, list):
 
     def with_model(self, model):
         texts = [h.with_model(model) for h in self]
-        return Hypotheses(texts, self.rows, self.bound, self.proven, self.steps)
+        return type(self)(texts, self.rows, self.bound, self.proven, self.steps)
 
+# %% ../nbs/05_exhaustive.ipynb #327f36ba
+class Hypotheses(_Found):
+    "What a search returns: hypotheses, best first, and what they cost."
     def __repr__(self):
         return "\n".join([*(f"{i}. {h}" for i, h in enumerate(self)), self._note()])
 
@@ -192,6 +195,7 @@ def _first_level(prompt):
     none = torch.zeros(1, 0, dtype=torch.float64, device=ids.device)
     return _Level(ids, none, none.sum(1))
 
+# %% ../nbs/05_exhaustive.ipynb #86313dd3
 def _read_level(model, level, device, where, batch, bar):
     "The next log-probabilities (R, V) of a level's texts."
     parts = []
@@ -215,6 +219,7 @@ def _complete_texts(level, logp, complete, n_best):
         found.append(Candidate(-total, ids, 0, total, logprobs))
     return found
 
+# %% ../nbs/05_exhaustive.ipynb #05b19cd2
 def _next_level(level, logp, complete):
     "The continuations (R, V) of a level that are open still."
     sums = level.total[:, None] + logp
@@ -236,6 +241,7 @@ def _levels(model, prompt, length, n_best, ends, batch, bar):
         if not len(level.ids): break
     return sorted(best)[:n_best], rows
 
+# %% ../nbs/05_exhaustive.ipynb #56c9c0d9
 def _as_hypotheses(found, prompt, model, ends):
     "Complete candidates as `Hypothesis` objects."
     return [Hypothesis(torch.tensor(c.ids), torch.tensor(c.logprobs, dtype=torch.float64), c.total,
@@ -250,6 +256,19 @@ def search_cost(
     texts = vocab_size ** max_new_tokens
     rows = sum(vocab_size ** t for t in range(max_new_tokens))
     return texts, rows, f"{vocab_size}^{max_new_tokens} = {texts:,} texts, {rows:,} model rows"
+
+# %% ../nbs/05_exhaustive.ipynb #6c09394d
+def check_cost(
+    vocab_size,  # V
+    lengths,     # T of each prompt
+    limit,       # the most texts
+):
+    "Refuse a search of too many texts."
+    for length in lengths:
+        texts, _, cost = search_cost(vocab_size, length)
+        if texts > limit:
+            raise ValueError(f"max_new_tokens: {cost}: above the limit of {limit:,}. Ask for fewer "
+                             "tokens, raise `limit`, or use best_first_search, which prunes")
 
 # %% ../nbs/05_exhaustive.ipynb #613cc713
 def search_bar(
@@ -280,16 +299,14 @@ def exhaustive_search(
 ) -> Hypotheses:      # best first; a list of them for several prompts
     "Score every text there is."
     asked = search_setup(model, prompt, max_new_tokens, stop, ignore_eos)
-    n_best, limit, found = whole("n_best", n_best), whole("limit", limit), []
-    for texts, _, cost in (search_cost(model.vocab_size, length) for length in asked.limits):
-        if texts > limit:
-            raise ValueError(f"max_new_tokens: {cost}: above the limit of {limit:,}. Ask for fewer "
-                             "tokens, raise `limit`, or use best_first_search, which prunes")
+    n_best, limit = whole("n_best", n_best), whole("limit", limit)
+    check_cost(model.vocab_size, asked.limits, limit)
+    batch, found = whole("batch", batch), []
     for p, length in zip(asked.prompts, asked.limits):
         texts, rows, cost = search_cost(model.vocab_size, length)
         bar, close = search_bar(rows, cost, texts >= 10**5 if progress is None else progress)
         home = p.to(getattr(model, "device", "cpu"))
-        best, rows = _levels(model, home, length, n_best, asked.ends, whole("batch", batch), bar)
+        best, rows = _levels(model, home, length, n_best, asked.ends, batch, bar)
         close()
         bound = best[-1].total if len(best) == n_best else -math.inf
         found.append(Hypotheses(_as_hypotheses(best, home.cpu(), model, asked.ends), rows, bound))
@@ -380,6 +397,14 @@ def _proof(frontier):
     proven = not (frontier.heap and frontier.worth(frontier.heap[0].key))
     return max(others, default=-math.inf), proven
 
+# %% ../nbs/05_exhaustive.ipynb #c4c57462
+def _search_one(model, prompt, frontier, max_rows, batch, chunk, bar, kept):
+    "The best texts that continue a prompt (T,), as `Hypotheses`."
+    read = row_reader(model, prompt, frontier.length, batch, kept)
+    rows = frontier.run(read, max_rows, batch, chunk, bar)
+    best = _as_hypotheses(frontier.done, prompt, model, frontier.ends)
+    return Hypotheses(best, rows, *_proof(frontier))
+
 # %% ../nbs/05_exhaustive.ipynb #b7f30b0c
 def best_first_search(
     model: LanguageModel,  # of any vocabulary
@@ -402,9 +427,6 @@ def best_first_search(
     for p, length in zip(asked.prompts, asked.limits):
         frontier = _Frontier(n_best, length, asked.ends)
         bar, close = search_bar(None, f"best-first, up to {length} tokens", progress)
-        read = row_reader(model, p, length, batch, cache)
-        rows = frontier.run(read, max_rows, batch, chunk, bar)
+        found.append(_search_one(model, p, frontier, max_rows, batch, chunk, bar, cache))
         close()
-        best = _as_hypotheses(frontier.done, p, model, asked.ends)
-        found.append(Hypotheses(best, rows, *_proof(frontier)))
     return found[0] if asked.single else Batch(found)
