@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TREE_CSS', 'COLUMN', 'THIN', 'LINES', 'STEP', 'BOX', 'ROW', 'ENDED', 'STEP_CSS', 'STEP_SCRIPT', 'branches', 'bands',
            'svg_text', 'svg_title', 'fitted', 'figure', 'band_svg', 'path_svg', 'names_svg', 'paths_svg', 'check_paths',
-           'tree_html', 'fate_of', 'box_title', 'box_svg', 'edge_svg', 'cut_svg', 'row_top', 'beam_html', 'record_html',
-           'Line', 'Panel', 'decoder', 'in_line', 'logits_after', 'token_lines', 'chosen_where', 'token_panel',
-           'loop_panels', 'standing', 'listed', 'path_name', 'beam_lines', 'continued', 'beam_panel', 'beam_panels',
-           'line_html', 'panel_html', 'panels_of', 'at_step', 'stepper_html']
+           'tree_html', 'fate_of', 'percent_of', 'box_title', 'box_svg', 'edge_svg', 'cut_svg', 'row_top', 'beam_html',
+           'record_html', 'Line', 'Panel', 'decoder', 'in_line', 'logits_after', 'token_lines', 'chosen_where',
+           'token_panel', 'loop_panels', 'standing', 'listed', 'path_name', 'beam_lines', 'continued', 'beam_panel',
+           'beam_panels', 'line_html', 'panel_html', 'panels_of', 'at_step', 'stepper_html']
 
 # %% ../nbs/A_trees.ipynb #dd2a4646
 import math
@@ -198,13 +198,16 @@ def fate_of(win, lost):
     if win: return "win"
     return "lost" if lost else ""
 
+# %% ../nbs/A_trees.ipynb #be2cf27b
+def percent_of(logprob): return percent(math.exp(min(logprob, 0.)))
+
 # %% ../nbs/A_trees.ipynb #2b5b3fc0
 def box_title(entry, kept):
     "What a box says on hover."
-    p = percent(math.exp(min(entry["logprob"], 0.)))
     score = "" if entry["score"] == entry["logprob"] else f", score {entry['score']:.3f}"
     status = "finished" if entry["finished"] else "kept"
     if not kept: status = "cut"
+    p = percent_of(entry["logprob"])
     return svg_title(f"{entry['text']}: {p}, log-probability {entry['logprob']:.3f}{score}, "
                      f"{status}")
 
@@ -219,7 +222,7 @@ def box_svg(entry, x, y, kept, win, lost=False):
             f'{frame if entry["finished"] else ""}<text x="{x + 5}" y="{y + 12.5}">'
             f'{svg_text(fitted(entry["token"], 7))}</text>'
             f'<text class="s" x="{x + 5}" y="{y + 23}">'
-            f'{percent(math.exp(min(entry["logprob"], 0.)))}</text></g>')
+            f'{percent_of(entry["logprob"])}</text></g>')
 
 # %% ../nbs/A_trees.ipynb #e710a622
 def edge_svg(x, y, y0, win, lost=False):
@@ -478,7 +481,7 @@ def beam_panels(
         was, before = now, kept
     if len(panels) == len(found.steps):
         panel.said[1] += (f' The search is over: "{in_line(decode(winner.ids.tolist()))}", '
-                          f"{percent(math.exp(winner.logprob))}.")
+                          f"{percent_of(winner.logprob)}.")
     return panels
 
 # %% ../nbs/A_trees.ipynb #c0a1f115
