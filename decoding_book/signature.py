@@ -28,6 +28,7 @@ def luck_scores(
     rest = (uniform_bits(key, ids[:, None])[:, 0].double() + 0.5) * 2**-32       # 1 - u, exact
     return -rest.log()
 
+# %% ../nbs/27_signature.ipynb #98cee826
 def gamma_tail(
     n,       # how many scores: a number, or (...)
     total,   # their sum: a number, or (...)
@@ -50,6 +51,7 @@ def context_key(
     a, b = key_state([low, high, *before.long().unbind(1)])
     return Key((a & 0x7fffffff) << 32 | b, 0, 0, key.draw)
 
+# %% ../nbs/27_signature.ipynb #10380722
 def place_keys(
     key,      # a `Key` of numbers: that of the first token
     ids,      # (n,)
@@ -127,6 +129,7 @@ def as_texts(
         rows.append(text_ids(row, V, name))
     return rows, single
 
+# %% ../nbs/27_signature.ipynb #ea5c5f91
 def own_key(
     key,    # a `Key`
     i,      # number of a text
@@ -168,6 +171,7 @@ def by_context(
     start = counted.int().argmax().item() if n else 0
     return Signature(total, gamma_tail(n, total).item(), scores, n, start=start)
 
+# %% ../nbs/27_signature.ipynb #e0258087
 def check_shifts(
     shifts,   # a number, or several
 ):            # a list of int
@@ -224,6 +228,7 @@ def score_law(
     below = sum((log_u / part).exp() @ v for part, v in zip(p.split(1024), w.split(1024)))
     return torch.cat([below, w.sum()[None]]).diff(prepend=torch.zeros(1).double())
 
+# %% ../nbs/27_signature.ipynb #0cc30edd
 def mean_score(
     probabilities,   # (..., V)
 ):                   # float64 (...)
@@ -247,6 +252,7 @@ def gamma_edge(
         else: high = middle
     return high
 
+# %% ../nbs/27_signature.ipynb #1fd3791c
 def power_at(
     n,       # tokens
     law,     # of one score, from `score_law`
@@ -303,6 +309,7 @@ def green_logits(
     bits = hash_bits(torch.arange(z.shape[-1], device=z.device), *words)
     return z + bias * (bits.to(share.device) < share * 2**32).to(z)
 
+# %% ../nbs/27_signature.ipynb #3419f32d
 def binomial_tail(
     n,       # tokens
     least,   # how many are green, or more
