@@ -7,8 +7,8 @@ __all__ = ['PALETTE', 'UNDERLINES', 'MARKS', 'SPOKEN', 'TEXT_CSS', 'CARD_CSS', '
            'surprisal', 'level', 'level_css', 'luminance', 'mark', 'token_name', 'html_text', 'token_face', 'spoken',
            'percent', 'bit_text', 'choices', 'popup', 'token_span', 'plain', 'check_logprob', 'check_lengths', 'view',
            'tokens_html', 'rows_html', 'figure_style', 'new_axes', 'check_probabilities', 'number_format', 'draw_bars',
-           'bars', 'check_matrix', 'text_on', 'print_values', 'label_axes', 'heat', 'in_words', 'draw_moves',
-           'stage_texts', 'trace_html', 'draw_stage', 'trace_figure']
+           'bars', 'check_matrix', 'text_on', 'print_values', 'label_axes', 'heat', 'in_words', 'arrow_shape',
+           'draw_moves', 'stage_texts', 'trace_html', 'draw_stage', 'trace_figure']
 
 # %% ../nbs/A_show.ipynb #6042b07f
 import math
@@ -476,6 +476,17 @@ def in_words(
     return (f'<details style="font-size:.85em"><summary>The {len(titles)} marks in words</summary>'
             f'<p style="columns:15em;overflow-wrap:anywhere">{lines}</p></details>')
 
+# %% ../nbs/A_show.ipynb #79ef2708
+def arrow_shape(
+    a,    # the state that a move leaves
+    b,    # the state that it reaches
+):        # distance from the states, bend, height of the ends, height of the sign
+    "How the arrow of a move is drawn."
+    if a == b: return -.14, 2, -.18, -.56
+    if b == a + 1: return .2, 0, .03, .16
+    if b > a: return .2, -.45, .12, .4
+    return -.2, -.45, -.12, -.5
+
 # %% ../nbs/A_show.ipynb #6f1d0a12
 def draw_moves(
     moves,      # {state: {sign: state}}, the states 0, 1, 2, ...
@@ -485,10 +496,7 @@ def draw_moves(
     "An automaton: circles in a row, and an arrow for each move."
     ax = ax or new_axes(.8 + .8 * len(moves), 1.7)
     for a, sign, b in [(a, sign, b) for a, to in moves.items() for sign, b in to.items()]:
-        gap, rad = (.2 if b > a else -.2), (0 if b == a + 1 else -.45)
-        height, place = (.12, .4) if b > a else (-.12, -.5)
-        if b == a + 1: height, place = .03, .16
-        if a == b: gap, rad, height, place = -.14, 2, -.18, -.56
+        gap, rad, height, place = arrow_shape(a, b)
         look = dict(arrowstyle="-|>", color="#444", connectionstyle=f"arc3,rad={rad}")
         ax.annotate("", (b - gap, height), (a + gap, height), arrowprops=look)
         ax.text((a + b) / 2, place, token_name(sign), ha="center", fontsize=9, parse_math=False)
