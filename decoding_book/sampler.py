@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['ORDER', 'CUTS', 'LIMITS', 'OFF', 'BACKENDS', 'CHOICES', 'PENALTIES', 'FILTERS', 'DIALECTS', 'on_gpu', 'shape_of',
-           'check_choices', 'check_key_settings', 'setting', 'extras', 'by_row', 'check_settings', 'BasicSettings',
-           'Settings', 'History', 'last_tokens', 'read_history', 'seen_by_dry', 'penalize', 'top_k_and_ties', 'nucleus',
-           'heat_of', 'stages', 'truncate', 'both', 'probabilities_of', 'draw_plain', 'is_ours', 'missing', 'fastest',
-           'find_backend', 'check_parts', 'draw', 'take_on_gpu', 'take_rows', 'settings_of', 'rows_of_call',
-           'known_dialect', 'Sampler', 'Stage', 'bits_of', 'next_stage', 'Trace', 'trace_row', 'of_rows',
-           'check_sampler', 'check_numbers', 'Mirostat']
+           'check_choices', 'check_key_settings', 'setting', 'extras', 'by_row', 'BasicSettings', 'Settings',
+           'check_settings', 'History', 'last_tokens', 'read_history', 'seen_by_dry', 'penalize', 'top_k_and_ties',
+           'nucleus', 'heat_of', 'stages', 'truncate', 'both', 'probabilities_of', 'draw_plain', 'is_ours', 'missing',
+           'fastest', 'find_backend', 'check_parts', 'draw', 'take_rows', 'take_on_gpu', 'settings_of', 'rows_of_call',
+           'known_dialect', 'Sampler', 'bits_of', 'Stage', 'next_stage', 'Trace', 'trace_row', 'of_rows',
+           'check_sampler', 'check_numbers', 'surprisal_of', 'Mirostat']
 
 # %% ../nbs/14_sampler.ipynb #3d94e730
 from dataclasses import dataclass
@@ -38,6 +38,7 @@ ORDER = ("temperature", "top_k", "top_p", "min_p")      # the filters; penalties
 CUTS = ("typical_p", "epsilon_cutoff", "eta_cutoff", "top_n_sigma", "tail_free",
         "xtc_probability")                              # where `order` does not name them: last
 
+# %% ../nbs/14_sampler.ipynb #effaea9f
 LIMITS = {  # what `per_row` is told about each parameter
     "temperature": dict(low=0),
     "top_k": dict(low=0, integer=True, off=0),
@@ -58,6 +59,8 @@ LIMITS = {  # what `per_row` is told about each parameter
     "dry_allowed_length": dict(low=0, integer=True),
     "dry_window": dict(low=1, integer=True, off=2**62),
 }
+
+# %% ../nbs/14_sampler.ipynb #3570f3a0
 OFF = dict(temperature=1, top_k=0, top_p=1, min_p=0, repetition_penalty=1, frequency_penalty=0,
            presence_penalty=0, no_repeat_ngram=0, min_new_tokens=0, typical_p=1, epsilon_cutoff=0,
            eta_cutoff=0, top_n_sigma=0, tail_free=1, xtc_probability=0, dynatemp_range=0,
@@ -128,6 +131,7 @@ def setting(
     value = getattr(params, name)
     return None if isinstance(value, Real) and value == OFF.get(name) else value
 
+# %% ../nbs/14_sampler.ipynb #01c14b98
 def extras(
     params,  # `Settings`
 ):           # names of parameters
@@ -136,6 +140,7 @@ def extras(
     if known is not None: return known
     return [n for n in (*CUTS, "dynatemp_range") if setting(params, n) is not None]
 
+# %% ../nbs/14_sampler.ipynb #79fa76a7
 def by_row(
     params,  # `Settings`
 ):           # names of parameters
@@ -144,23 +149,6 @@ def by_row(
     if known is not None: return known
     names = (*LIMITS, "seed", "rows", "logit_bias")
     return [n for n in names if type(getattr(params, n)) not in (float, int, type(None))]
-
-# %% ../nbs/14_sampler.ipynb #646b8879
-def check_settings(
-    params,  # `Settings`
-):
-    "Refuse parameters that make no sense, before there are any logits."
-    for name, limits in LIMITS.items():
-        value = getattr(params, name)
-        if not on_gpu(value): per_row(name, value, torch.zeros(*shape_of(value), 1), **limits)
-    if params.logit_bias is not None: bias_vector(params.logit_bias)
-    if params.sequence_bias is not None: check_sequences(params.sequence_bias)
-    breaker_ids(params.dry_breakers)
-    if params.eos is not None: end_ids(params.eos)
-    elif setting(params, "min_new_tokens") is not None:
-        raise ValueError(f"eos: None, but min_new_tokens={params.min_new_tokens} needs an end mark")
-    check_key_settings(params)
-    check_choices(params)
 
 # %% ../nbs/14_sampler.ipynb #917f9157
 @dataclass(frozen=True, eq=False)
@@ -211,6 +199,23 @@ class Settings(BasicSettings):
         check_settings(self)
         self.__dict__.update(_extras=extras(self), _by_row=by_row(self))
 
+# %% ../nbs/14_sampler.ipynb #646b8879
+def check_settings(
+    params,  # `Settings`
+):
+    "Refuse parameters that make no sense, before there are any logits."
+    for name, limits in LIMITS.items():
+        value = getattr(params, name)
+        if not on_gpu(value): per_row(name, value, torch.zeros(*shape_of(value), 1), **limits)
+    if params.logit_bias is not None: bias_vector(params.logit_bias)
+    if params.sequence_bias is not None: check_sequences(params.sequence_bias)
+    breaker_ids(params.dry_breakers)
+    if params.eos is not None: end_ids(params.eos)
+    elif setting(params, "min_new_tokens") is not None:
+        raise ValueError(f"eos: None, but min_new_tokens={params.min_new_tokens} needs an end mark")
+    check_key_settings(params)
+    check_choices(params)
+
 # %% ../nbs/14_sampler.ipynb #8e461dd3
 @dataclass
 class History:
@@ -221,6 +226,7 @@ class History:
     repeats: torch.Tensor  # for the repetition penalty
     counts: torch.Tensor   # for frequency and presence
 
+# %% ../nbs/14_sampler.ipynb #9fccf9bc
 def last_tokens(
     mask,  # (..., N) bool, False = padding
     n,     # a number, or (..., 1)
@@ -248,6 +254,7 @@ def read_history(
     counts = near if params.count_prompt == "all" else near & new
     return History(ids, real, new, repeats, counts)
 
+# %% ../nbs/14_sampler.ipynb #be18021e
 def seen_by_dry(
     z,       # (..., V)
     text,    # `History`
@@ -325,6 +332,7 @@ def heat_of(
     if spread is None: return setting(params, "temperature")
     return entropy_temperature(z, params.temperature, spread, params.dynatemp_exponent)
 
+# %% ../nbs/14_sampler.ipynb #7e676c1d
 FILTERS = {  # from the logits, the parameter's value, `Settings` and XTC's coin
     "min_p": lambda z, v, params, coin: min_p(z, v),
     "typical_p": lambda z, v, params, coin: typical_p(
@@ -369,6 +377,7 @@ def truncate(
     for _, z in stages(z, params, coin): pass
     return z
 
+# %% ../nbs/14_sampler.ipynb #a896c172
 def both(
     z,       # (..., V)
     params,  # `Settings`, XTC among them
@@ -409,6 +418,7 @@ def is_ours(
     rules = tuple(params.order), params.ties, params.boundary, params.joint
     return rules == (ORDER, "exact", "include", False) and not extras(params)
 
+# %% ../nbs/14_sampler.ipynb #de4c3248
 def missing(
     name,  # a key of `BACKENDS`
 ):         # a sentence, an error, or None
@@ -417,6 +427,7 @@ def missing(
     try: return getattr(getattr(import_module(module), function), "missing", None)
     except (ImportError, AttributeError) as error: return error
 
+# %% ../nbs/14_sampler.ipynb #4ffdcf1b
 def fastest(
     params,  # `Settings`; None: the book's own rules
     device,  # where the logits are
@@ -468,21 +479,6 @@ def draw(
     check_parts(key, len(z))
     return form(z, params, key)
 
-# %% ../nbs/14_sampler.ipynb #afe6edbb
-def take_on_gpu(
-    name,   # of a parameter
-    value,  # its values, one a row
-    rows,   # (b,) on a GPU
-):          # (b,) on the GPU
-    "The entries for some rows, and no waiting: what is on the GPU already is not looked at."
-    if len(value) < len(rows): raise ValueError(f"{name}: {len(value)} values for {len(rows)} rows")
-    if not on_gpu(value):
-        if name in LIMITS:
-            value = per_row(name, value, torch.zeros(len(value), 1), **LIMITS[name])[:, 0]
-        elif name != "logit_bias": value = key_part(name, value, 64 if name == "seed" else 32)
-        value = value.pin_memory().to(rows.device, non_blocking=True)
-    return value[rows]
-
 # %% ../nbs/14_sampler.ipynb #cdf96f34
 def take_rows(
     name,     # of a parameter
@@ -503,6 +499,21 @@ def take_rows(
     if torch.is_tensor(value): return value[rows.to(value.device)]
     return [value[i] for i in rows.tolist()]
 
+# %% ../nbs/14_sampler.ipynb #afe6edbb
+def take_on_gpu(
+    name,   # of a parameter
+    value,  # its values, one a row
+    rows,   # (b,) on a GPU
+):          # (b,) on the GPU
+    "The entries for some rows, and no waiting: what is on the GPU already is not looked at."
+    if len(value) < len(rows): raise ValueError(f"{name}: {len(value)} values for {len(rows)} rows")
+    if not on_gpu(value):
+        if name in LIMITS:
+            value = per_row(name, value, torch.zeros(len(value), 1), **LIMITS[name])[:, 0]
+        elif name != "logit_bias": value = key_part(name, value, 64 if name == "seed" else 32)
+        value = value.pin_memory().to(rows.device, non_blocking=True)
+    return value[rows]
+
 # %% ../nbs/14_sampler.ipynb #cd5b6821
 def settings_of(
     params,   # `Settings`
@@ -517,6 +528,7 @@ def settings_of(
     chosen.__dict__.update(vars(params) | own)
     return chosen
 
+# %% ../nbs/14_sampler.ipynb #01e3e234
 def rows_of_call(
     context,  # of one step of the loop
 ):            # int, or None
@@ -525,36 +537,9 @@ def rows_of_call(
     first = (context.lengths == context.prompt_lengths).all()
     return len(context.row) if first else None
 
-# %% ../nbs/14_sampler.ipynb #a5ac00c4
-DIALECTS = {
-    "book": {},
-    "huggingface": dict(ties="all"),
-    "vllm": dict(ties="presorted", order=("temperature", "min_p", "top_k", "top_p")),
-    "sglang": dict(boundary="exceed", joint=True, count_prompt="none"),
-    "llama.cpp": dict(order=("top_n_sigma", "top_k", "tail_free", "typical_p", "top_p", "min_p",
-                             "xtc_probability", "temperature"), penalty_window=64,
-                      count_prompt="all"),
-}
-
-def known_dialect(
-    system,  # a key of `DIALECTS`
-):           # dict of settings
-    "The settings of a system, or an error that lists the systems."
-    if system in DIALECTS: return DIALECTS[system]
-    raise ValueError(f"system: {system!r} is not one of {', '.join(map(repr, DIALECTS))}")
-
-# %% ../nbs/14_sampler.ipynb #59c842ea
-class Sampler(Settings):
-    "Settings that act: every parameter is a number, or one a row. An instance is a `choose`."
-    @classmethod
-    def dialect(cls, system, **params):
-        "A sampler that cuts as `system`, a key of `DIALECTS`, with parameters of your own."
-        return cls(**known_dialect(system) | params)
-
-    def distribution(self, logits, ids=None, mask=None, prompt_lengths=0):
-        "The exact probabilities (..., V) of the next token; arguments as for `penalize`."
-        return probabilities_of(truncate(penalize(logits, self, ids, mask, prompt_lengths), self))
-
+# %% ../nbs/14_sampler.ipynb #627206bd
+class _Chooser(Settings):
+    "Settings in the loop."
     def at(self, rows, of=None):
         "The sampler for some rows (b,) of a call, which has `of` rows if that is known."
         return settings_of(self, rows, of)
@@ -576,11 +561,49 @@ class Sampler(Settings):
         own, text = self.at_step(context), (context.ids, context.mask, context.prompt_lengths)
         return truncate(penalize(logits, own, *text), own)
 
+# %% ../nbs/14_sampler.ipynb #a5ac00c4
+DIALECTS = {
+    "book": {},
+    "huggingface": dict(ties="all"),
+    "vllm": dict(ties="presorted", order=("temperature", "min_p", "top_k", "top_p")),
+    "sglang": dict(boundary="exceed", joint=True, count_prompt="none"),
+    "llama.cpp": dict(order=("top_n_sigma", "top_k", "tail_free", "typical_p", "top_p", "min_p",
+                             "xtc_probability", "temperature"), penalty_window=64,
+                      count_prompt="all"),
+}
+
+def known_dialect(
+    system,  # a key of `DIALECTS`
+):           # dict of settings
+    "The settings of a system, or an error that lists the systems."
+    if system in DIALECTS: return DIALECTS[system]
+    raise ValueError(f"system: {system!r} is not one of {', '.join(map(repr, DIALECTS))}")
+
+# %% ../nbs/14_sampler.ipynb #59c842ea
+class Sampler(_Chooser):
+    "Settings that act: every parameter is a number, or one a row. An instance is a `choose`."
+    @classmethod
+    def dialect(cls, system, **params):
+        "A sampler that cuts as `system`, a key of `DIALECTS`, with parameters of your own."
+        return cls(**known_dialect(system) | params)
+
+    def distribution(self, logits, ids=None, mask=None, prompt_lengths=0):
+        "The exact probabilities (..., V) of the next token; arguments as for `penalize`."
+        return probabilities_of(truncate(penalize(logits, self, ids, mask, prompt_lengths), self))
+
     def trace(self, logits, ids=None, words=None, prompt_lengths=0, coin=True):
         "What each stage does to one row of logits (V,), as a `Trace`; `coin`: what XTC's says."
         return trace_row(logits, self, ids, words, prompt_lengths, coin)
 
 # %% ../nbs/14_sampler.ipynb #8313686a
+def bits_of(
+    q,  # probabilities (V,)
+):      # float
+    "The entropy of one row in bits: -Σ q log2 q, where 0 log 0 = 0."
+    q = in_float64(q[q > 0])
+    return -(q * q.log2()).sum().item() + 0.0
+
+# %% ../nbs/14_sampler.ipynb #1ef854d6
 @dataclass
 class Stage:
     "What one stage did to a row."
@@ -591,13 +614,6 @@ class Stage:
     mass: float                  # share of the probability before it that survived
     bits_before: float           # entropy
     bits: float                  # entropy after it
-
-def bits_of(
-    q,  # probabilities (V,)
-):      # float
-    "The entropy of one row in bits: -Σ q log2 q, where 0 log 0 = 0."
-    q = in_float64(q[q > 0])
-    return -(q * q.log2()).sum().item() + 0.0
 
 # %% ../nbs/14_sampler.ipynb #7d28c897
 def next_stage(
@@ -671,6 +687,7 @@ def of_rows(
     rows = torch.empty(len(context.row), 1, device=context.row.device)
     return per_row(name, value, rows, **limits)[..., 0].expand(len(rows))
 
+# %% ../nbs/14_sampler.ipynb #eeaaf95a
 def check_sampler(sampler):
     "Refuse what is no `Sampler`, and one that draws with other noise, which would not be used."
     if not isinstance(sampler, Sampler): raise TypeError(f"sampler: {sampler!r} is no Sampler")
@@ -685,6 +702,15 @@ def check_numbers(
 ):
     "Refuse what makes no sense, before there are any rows."
     per_row(name, value, torch.zeros(*shape_of(value), 1), **limits)
+
+# %% ../nbs/14_sampler.ipynb #069c72d0
+def surprisal_of(
+    z,      # logits (b, V)
+    ids,    # (b,)
+):          # (b,) nats
+    "How much a token of each row surprises."
+    found = surprisals(z)
+    return found.gather(-1, ids[:, None].to(found.device))[:, 0]
 
 # %% ../nbs/14_sampler.ipynb #02251b85
 @dataclass(frozen=True, eq=False)
@@ -707,14 +733,11 @@ class Mirostat:
 
     def __call__(self, prediction, context):
         "Choose one token a row, and move its limit."
-        z = self.sampler.process(prediction.logits, context)
-        kept, own = max_surprisal(z, self.limit(context)), self.sampler.at(context.row)
-        row, place = context.row if own.rows is None else own.rows, context.lengths
-        ids = gumbel_max(kept, Key(own.seed, row, place))
-        before, after = (s.gather(-1, ids[:, None].to(s.device))[:, 0]
-                         for s in (surprisals(z), surprisals(kept)))
-        seen = (after if self.renormalised else before) / exact_log(2.).item()
-        target, rate = (of_rows(name, getattr(self, name), context, low=0)
-                        for name in ("target", "rate"))
+        z, own = self.sampler.process(prediction.logits, context), self.sampler.at(context.row)
+        kept = max_surprisal(z, self.limit(context))
+        row = context.row if own.rows is None else own.rows
+        ids = gumbel_max(kept, Key(own.seed, row, context.lengths))
+        seen = surprisal_of(kept if self.renormalised else z, ids) / exact_log(2.).item()
+        target, rate = (of_rows(n, getattr(self, n), context, low=0) for n in ("target", "rate"))
         context.memory[self] = self.limit(context) - rate * (seen - target)
-        return Draw(ids, (-after).to(z.dtype).to(z.device), kept.isfinite().sum(-1))
+        return Draw(ids, (-surprisal_of(kept, ids)).to(z.dtype).to(z.device), kept.isfinite().sum(-1))
