@@ -9,7 +9,7 @@ __all__ = ['ORDER', 'CUTS', 'LIMITS', 'OFF', 'BACKENDS', 'CHOICES', 'PENALTIES',
            'nucleus', 'heat_of', 'stages', 'truncate', 'both', 'probabilities_of', 'draw_plain', 'is_ours', 'missing',
            'fastest', 'find_backend', 'check_parts', 'draw', 'take_rows', 'take_on_gpu', 'settings_of', 'rows_of_call',
            'known_dialect', 'Sampler', 'bits_of', 'Stage', 'next_stage', 'Trace', 'trace_row', 'of_rows',
-           'check_sampler', 'check_numbers', 'surprisal_of', 'Mirostat']
+           'check_sampler', 'check_numbers', 'nats_of', 'Mirostat']
 
 # %% ../nbs/14_sampler.ipynb #3d94e730
 from dataclasses import dataclass
@@ -704,7 +704,7 @@ def check_numbers(
     per_row(name, value, torch.zeros(*shape_of(value), 1), **limits)
 
 # %% ../nbs/14_sampler.ipynb #069c72d0
-def surprisal_of(
+def nats_of(
     z,      # logits (b, V)
     ids,    # (b,)
 ):          # (b,) nats
@@ -735,9 +735,9 @@ class Mirostat:
         "Choose one token a row, and move its limit."
         z, own = self.sampler.process(prediction.logits, context), self.sampler.at(context.row)
         kept = max_surprisal(z, self.limit(context))
-        row = context.row if own.rows is None else own.rows
-        ids = gumbel_max(kept, Key(own.seed, row, context.lengths))
-        seen = surprisal_of(kept if self.renormalised else z, ids) / exact_log(2.).item()
+        row, place = context.row if own.rows is None else own.rows, context.lengths
+        ids = gumbel_max(kept, Key(own.seed, row, place))
+        seen = nats_of(kept if self.renormalised else z, ids) / exact_log(2.).item()
         target, rate = (of_rows(n, getattr(self, n), context, low=0) for n in ("target", "rate"))
         context.memory[self] = self.limit(context) - rate * (seen - target)
-        return Draw(ids, (-surprisal_of(kept, ids)).to(z.dtype).to(z.device), kept.isfinite().sum(-1))
+        return Draw(ids, (-nats_of(kept, ids)).to(z.dtype).to(z.device), kept.isfinite().sum(-1))
