@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TREE_CSS', 'COLUMN', 'THIN', 'LINES', 'STEP', 'BOX', 'ROW', 'ENDED', 'STEP_CSS', 'STEP_SCRIPT', 'branches', 'bands',
            'svg_text', 'svg_title', 'fitted', 'figure', 'band_svg', 'path_svg', 'names_svg', 'paths_svg', 'check_paths',
-           'tree_html', 'fate_of', 'percent_of', 'box_title', 'box_svg', 'edge_svg', 'cut_svg', 'row_top', 'beam_html',
-           'record_html', 'Line', 'Panel', 'decoder', 'in_line', 'logits_after', 'token_lines', 'chosen_where',
-           'token_panel', 'loop_panels', 'standing', 'listed', 'path_name', 'beam_lines', 'continued', 'beam_panel',
-           'beam_panels', 'line_html', 'panel_html', 'panels_of', 'at_step', 'stepper_html']
+           'tree_html', 'fate_of', 'percent_of', 'box_title', 'box_svg', 'edge_svg', 'cut_svg', 'row_top', 'step_svg',
+           'beam_html', 'record_html', 'Line', 'Panel', 'decoder', 'in_line', 'logits_after', 'token_lines',
+           'chosen_where', 'token_panel', 'loop_panels', 'standing', 'listed', 'path_name', 'beam_lines', 'continued',
+           'beam_panel', 'beam_panels', 'line_html', 'panel_html', 'panels_of', 'at_step', 'stepper_html']
 
 # %% ../nbs/A_trees.ipynb #dd2a4646
 import math
@@ -255,6 +255,28 @@ def row_top(i, kept, most):
     "The height of entry `i` of a step that keeps `kept`, in a beam that keeps up to `most`."
     return 16 + ROW * i if i < kept else 30 + ROW * (most + i - kept)
 
+# %% ../nbs/A_trees.ipynb #732ce7da
+def step_svg(
+    n,        # the step, from 1
+    step,     # its entries: kept, cut
+    before,   # {ids: height} of what was kept a step before
+    winner,   # ids of the text to follow
+    lost,     # ids of the text that is dashed
+    most,     # how many texts the beam keeps
+):            # SVG of the lines, SVG of the boxes, {ids: height} of what is kept now
+    "One column of a beam."
+    kept, cut = step
+    x, edges, places = 1 + (n - 1) * STEP, "", {}
+    boxes = f'<text class="s" x="{x}" y="10">step {n}</text>'
+    for i, entry in enumerate(kept + cut):
+        alive, ids, y = i < len(kept), tuple(entry["ids"]), row_top(i, len(kept), most)
+        win, parent = alive and winner[:len(ids)] == ids, ids if ids in before else ids[:-1]
+        gone = lost[:len(ids)] == ids and not win
+        if parent in before: edges += edge_svg(x, y, before[parent], win, gone)
+        boxes += box_svg(entry, x, y, alive, win, gone)
+        if alive: places[ids] = y
+    return edges + cut_svg(lost, n, step, before, x, 20 + ROW * most), boxes, places
+
 # %% ../nbs/A_trees.ipynb #3931dc47
 def beam_html(
     steps: list,          # for each step: entries kept and entries cut, best first
@@ -267,19 +289,10 @@ def beam_html(
     winner, lost = tuple(steps[-1][0][0]["ids"] if winner is None else winner), tuple(lost)
     most = max(len(kept) for kept, _ in steps)
     edges, boxes, before = "", "", {}
-    for s, (kept, cut) in enumerate(steps):
-        x, places = 1 + s * STEP, {}
-        boxes += f'<text class="s" x="{x}" y="10">step {s + 1}</text>'
-        for i, entry in enumerate(kept + cut):
-            alive, ids, y = i < len(kept), tuple(entry["ids"]), row_top(i, len(kept), most)
-            win, parent = alive and winner[:len(ids)] == ids, ids if ids in before else ids[:-1]
-            gone = lost[:len(ids)] == ids and not win
-            if parent in before: edges += edge_svg(x, y, before[parent], win, gone)
-            boxes += box_svg(entry, x, y, alive, win, gone)
-            if alive: places[ids] = y
-        edges += cut_svg(lost, s + 1, (kept, cut), before, x, 20 + ROW * most)
-        before = places
-    width, rows = x + BOX + 1, most + max(len(cut) for _, cut in steps)
+    for n, step in enumerate(steps, 1):
+        lines, texts, before = step_svg(n, step, before, winner, lost, most)
+        edges, boxes = edges + lines, boxes + texts
+    width, rows = STEP * (len(steps) - 1) + BOX + 2, most + max(len(cut) for _, cut in steps)
     line = f'<path class="e" stroke-dasharray="4 3" d="M0 {20 + ROW * most}H{width}"/>'
     if rows > most: edges += line
     label = f"Beam of {most} over {len(steps)} step{'s' * (len(steps) > 1)}"
