@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Thread
 
@@ -339,7 +340,8 @@ def test_a_caller_that_may_reorder_sums_does_not_change_them_here(tmp_path):
 @pytest.mark.parametrize("V, G", [(8, 4), (1000, 1000), (5003, 1024), (50_257, 1024)])
 def test_groups_and_candidates(V, G):
     "All tokens whose score reaches the floor, by rising id; the wanted best are among them."
-    rng, listed = np.random.default_rng(V), fused.room_for_list(V, np.dtype(np.float32))
+    rng = np.random.default_rng(V)
+    listed = np.empty(V, np.int64), np.empty(V, np.float32), np.empty(V, np.int64)
     for kind in ("peaked", "steps", "neighbours", "block"):
         z = np.ascontiguousarray(special(rng, kind, 1, V)[0], np.float32)
         z[rng.random(V) < 0.1] = -INF
@@ -353,6 +355,16 @@ def test_groups_and_candidates(V, G):
             assert n >= min(wanted, (s > -INF).sum())
             if wanted < G:
                 assert least == np.sort(maxima / np.float32(0.7))[-wanted]
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 2400])
+def test_the_nth_largest_is_that_of_a_sort(size):
+    "With groups of groups and without, with ties."
+    rng = np.random.default_rng(size)
+    for spread in (2, 50, 10**6):
+        x = rng.integers(0, spread, size).astype(np.float32)
+        for n in {1, 2, 5, 64, 300, size} & set(range(1, size + 1)):
+            assert fused.nth_largest(x, n) == np.sort(x)[-n]
 
 
 def test_a_nan_anywhere_is_seen():
@@ -397,7 +409,7 @@ def test_masses_are_as_exact_as_promised(dtype):
             if kind == "two":  # whose roundings all point one way
                 z = np.where(z == z.max(), 0.0, -24.0)
             z = np.ascontiguousarray(z[0], dtype)
-            row = as_row(z, 0.8, min(V, 1024))
+            row = as_row(z, 0.8, max(min(V, 1024), V // 1024 * 16))
             s, unit = scores_of(row), row[4]
             weights = topp.whole_weights(torch.tensor(s)).sum().item()
             count, total = fused.mass(row, -INF, unit)
@@ -526,7 +538,7 @@ def test_a_long_compilation_says_so_once(monkeypatch, capsys):
     monkeypatch.setattr(fused, "_ready", set())
     monkeypatch.setattr(fused, "draw_rows", lambda z, *rest: time.sleep(0 if len(z) else 1.3))
     for _ in range(2):
-        monkeypatch.setattr(fused, "run_rows", lambda arrays, *rest: arrays[3].fill(0))
+        monkeypatch.setattr(fused, "run_rows", lambda *rest: True)
         fused_sample(torch.zeros(2, 9))
     out, err = capsys.readouterr()
     assert not out and err.count("compiling") == 1 and "float32" in err
@@ -536,11 +548,20 @@ def test_a_long_compilation_says_so_once(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_every_thread_has_room_of_its_own():
+    "Wide enough, and the same when asked again."
+    mine = fused.room_for_list(50)
+    assert fused.room_for_list(7) is mine and fused.room_for_list(3000).shape[1] >= 3000
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(fused.room_for_list, 50).result() is not fused.room_for_list(50)
+
+
 def test_threads_change_no_token(monkeypatch):
     "By several threads, and from several: the same tokens."
     z = torch.tensor(peaked(np.random.default_rng(1), 7, 3000))
     params, before = dict(temperature=[0.5, 1, 2, 0, 1.5, 1, 3], top_p=0.9, row=torch.arange(7)), []
-    alone = fused_sample(z, **params, details=True)
+    alone, bad = fused_sample(z, **params, details=True), z.clone()
+    bad[6, 5] = float("nan")
     monkeypatch.setattr(fused, "THREADS_PAY", 0)
     was = torch.get_num_threads()
     try:
@@ -548,6 +569,8 @@ def test_threads_change_no_token(monkeypatch):
             torch.set_num_threads(threads)
             out = fused_sample(z, **params, details=True)
             assert out.ids.equal(alone.ids) and out.logprob.equal(alone.logprob)
+            with pytest.raises(ValueError, match="logits: row 6"):
+                fused_sample(bad, **params)
     finally:
         torch.set_num_threads(was)
 
