@@ -196,6 +196,14 @@ def save_peaks(peaks, start, z, V, CHUNK: tl.constexpr, ROWS: tl.constexpr):
     tl.store(peaks + chunk, peak, chunk * CHUNK < V)
     return tl.max(peak, 0)
 
+# %% ../nbs/18_kernels.ipynb #1297ae50
+@jit
+def nothing_yet(ROWS: tl.constexpr, CHUNK: tl.constexpr):
+    "What is known of a slice before it is read: maximum, minima, sums, counts."
+    m = tl.full((), -float("inf"), tl.float32)
+    low = tl.full((ROWS, CHUNK), float("inf"), tl.float32)
+    return (m, low, tl.full((ROWS, CHUNK), 0, tl.float64), tl.full((ROWS, CHUNK), 0, tl.int32))
+
 # %% ../nbs/18_kernels.ipynb #965e5ba0
 @jit
 def store_part(part, m, s0, s1, s2, low, n, bad, SLICES: tl.constexpr):
@@ -207,14 +215,6 @@ def store_part(part, m, s0, s1, s2, low, n, bad, SLICES: tl.constexpr):
     tl.store(part + 4 * SLICES, tl.min(low).to(tl.float64))
     tl.store(part + 5 * SLICES, tl.sum(n).to(tl.float64))
     tl.store(part + 6 * SLICES, tl.max(bad).to(tl.float64))
-
-# %% ../nbs/18_kernels.ipynb #1297ae50
-@jit
-def nothing_yet(ROWS: tl.constexpr, CHUNK: tl.constexpr):
-    "What is known of a slice before it is read: maximum, minima, sums, counts."
-    m = tl.full((), -float("inf"), tl.float32)
-    low = tl.full((ROWS, CHUNK), float("inf"), tl.float32)
-    return (m, low, tl.full((ROWS, CHUNK), 0, tl.float64), tl.full((ROWS, CHUNK), 0, tl.int32))
 
 # %% ../nbs/18_kernels.ipynb #b6acc32d
 @jit
