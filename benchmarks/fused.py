@@ -9,11 +9,10 @@
 Peers: the plain chain, the naive form that most sources print, transformers' processors with
 `multinomial`, and vLLM's native method written from its description (one sort for top-k and top-p,
 exponential noise). All start from the same logits. Rows rotate, so that no branch predictor learns
-one of them by heart. Peers take turns. A turn is a few calls. Before it a matrix of a model's size
-is multiplied, as before each draw of a decode loop: so the first call finds the processor's caches
-full of that, whoever came before. It is recorded apart, as `cold`. The calls that follow count when
-they meet rows that the turn has seen. A figure is a median; `softmax` and `amax` of the same rows
-are the limits.
+one of them by heart. Peers take turns. A turn is a few calls, of which the first does not count.
+For the figures under `cold` a turn is one call, after the product with a matrix of a model's size,
+as in a decode loop: so everybody finds the processor's caches full of that, whoever came before. A
+figure is a median; `softmax` and `amax` of the same rows are the limits.
 """
 
 import argparse
@@ -133,22 +132,29 @@ def peers():
     }
 
 
+def spent(run, z):
+    "Milliseconds of one call."
+    start = time.perf_counter()
+    run(z)
+    return 1000 * (time.perf_counter() - start)
+
+
 def take_turns(runs, sets, turns, calls):
-    "Medians in milliseconds of each function on sets of rows: (later calls, first calls)."
+    "Medians in milliseconds of each function on sets of rows: (in a row, after other work)."
     import torch
 
-    times, hidden, head = {name: ([], []) for name in runs}, torch.ones(576), torch.ones(MATRIX)
+    warm, cold = ({name: [] for name in runs} for _ in range(2))
     for turn in range(turns + (turns > 1)):  # with several turns, the first only warms up
         for name, run in runs.items():
+            times = [spent(run, sets[(turn + call) % len(sets)]) for call in range(calls + 1)]
+            if turn or turns == 1:
+                warm[name] += times[1:]
+    head, hidden = torch.ones(MATRIX), torch.ones(MATRIX[1])
+    for turn in range(max(turns, 3)):
+        for name, run in runs.items():
             head @ hidden
-            for call in range(calls + 1):
-                z = sets[(turn + call % calls) % len(sets)]
-                start = time.perf_counter()
-                run(z)
-                spent = 1000 * (time.perf_counter() - start)
-                if (turn or turns == 1) and (call == 0 or call >= min(calls, len(sets))):
-                    times[name][call == 0].append(spent)
-    return [{name: round(statistics.median(t[i]), 4) for name, t in times.items()} for i in (0, 1)]
+            cold[name].append(spent(run, sets[turn % len(sets)]))
+    return [{name: round(statistics.median(t[name]), 4) for name in runs} for t in (warm, cold)]
 
 
 def measure(sets, filters, turns, calls, skip=()):
