@@ -156,7 +156,8 @@ def step_of(model):
     one, cache = model.weights.one_position, model.new_cache(1, 64)
     desk, turn = one.desk(1, 64, 1), np.ones((1, one.sizes.size // 2, 2), np.float32)
     desk.x[:] = 0.1
-    desk.inputs.digits[:], desk.inputs.totals[:], desk.inputs.unit[:] = 1, 32, 0.1
+    for array, value in zip(desk.inputs, (1, 32, 0.1, 0.1)):
+        array[:] = value
     past = F.Past(cache.keys.numpy(), cache.values.numpy(), np.ones((1, 64), bool), turn)
     return one, cache, past, desk, F.Team(0, 1, np.zeros(1, np.int64))
 
@@ -250,16 +251,20 @@ def main():
         return
     weights, _ = reference_weights(weights_path())
     models = {name: SmolLM2(weights=name) for name in ("q4", "float32", "bfloat16")}
+    loops = dict(models)
+    models |= {"plain float32": SmolLM2(), "plain bfloat16": SmolLM2(torch.bfloat16)}
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     peers = {name: transformers_peer(weights, kind) for name, kind in kinds.items()}
-    parts, rows = step_parts(models["q4"]), []
+    parts, rows = {name: step_parts(model) for name, model in loops.items()}, []
     for threads in (2, 1):
         torch.set_num_threads(threads)
         for what, ids, n in settings(models["q4"], args):
             if only in (None, what):
                 rows.append(compare(models, peers, what, ids, n, args.rounds, threads))
     if only:
-        rows += [row for row in json.loads(args.out.read_text())["rows"] if row["what"] != only]
+        kept = json.loads(args.out.read_text())
+        rows += [row for row in kept["rows"] if row["what"] != only]
+        loads, parts = kept["loading"], kept["step_microseconds"]
     if not args.quick:
         save(args.out, prompt=PROMPT, rows=rows, loading=loads, step_microseconds=parts)
 

@@ -236,7 +236,7 @@ def load_model(
     if form is not None: return SmolLM2(path=path, weights=form), None
     try: return SmolLM2(path=path, weights="q4"), None
     except (ImportError, ValueError) as error:
-        return SmolLM2(path=path, weights="float32"), f"the weights are float32: {error}"
+        return SmolLM2(path=path), f"the weights are float32: {error}"
 
 # %% ../nbs/22_shell.ipynb #97797755
 def filters_of(

