@@ -300,7 +300,7 @@ def record(path, part, **found):
     data = json.loads(path.read_text()) if path.exists() else {}
     old = data.get(part, {})
     if "cells" in found and "cells" in old:
-        sizes = {r["B"] for r in found["cells"] if "B" in r}
+        sizes = {r.get("B") for r in found["cells"]}
         found["cells"] = [r for r in old["cells"] if r.get("B") not in sizes] + found["cells"]
     data[part] = old | {"machine": machine(), "load_average": load()} | found
     write(path, data)
