@@ -9,6 +9,7 @@ __all__ = ['BEAM_RULES', 'Branch', 'Beam', 'row_best', 'continuations', 'book_ru
 # %% ../nbs/07_beam.ipynb #cd2b2a06
 import math
 from dataclasses import dataclass, field
+from inspect import ismethod
 from typing import Callable, NamedTuple
 
 import torch
@@ -243,6 +244,7 @@ def checked_process(process, dialect):
     "`process` as the beam of a dialect calls it, with its answer checked."
     if process is None: return None
     name = getattr(process, "__qualname__", type(process).__name__)
+    if ismethod(process): name = f"{type(process.__self__).__name__}.{process.__name__}"
     change = getattr(process, "process", process)            # such as a `Sampler`'s
     if isinstance(process, type): raise TypeError(f"process: {name} is a class: make one of it")
     if not callable(change): raise TypeError(f"process: {process!r} is not callable")

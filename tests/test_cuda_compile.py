@@ -142,6 +142,8 @@ LISTS = [
     "again",
     "ran_off",
     "read",
+    "answered",
+    "finished",
 ]
 ROOM = dict(names=I64, peaks=F32, picks=I32, list_y=F32, list_id=I32)
 SEVEN = dict(z=F32, t=F32, top=F32, scale="fp32", x=F64, out=F64, **ROOM)
@@ -179,6 +181,8 @@ SHOWN = [
     ("show_as_list", dict(z=F32, t=F32, part=F64, out=F32), {}),
     ("show_merge", dict(part=F64, out=F64), dict(SLICES=2)),
     ("show_slices", dict(out=I64), dict(BLOCK=4, SLICES=2)),
+    ("show_tile", dict(z=F32, out=F32, bad=I32), dict(N=8)),
+    ("show_nothing", dict(part=F64), {}),
     *(("on_list", SEVEN, dict(F=name)) for name in LISTS),
 ]
 CHAPTER = """
