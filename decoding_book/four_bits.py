@@ -24,7 +24,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from .fused import MISSING, announced, compiled, exact_exp, helpers, numba
+from .compiled import MISSING, announced, compiled, exact_exp, helpers, numba
 from .gguf_file import BLOCKS, TYPES, dequantise
 from .loop import Prediction
 

@@ -6,46 +6,23 @@
 __all__ = ['draw_fused', 'fused_sample']
 
 # %% ../nbs/15_fused.ipynb #e46c3126
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import lru_cache, partial
-from math import frexp
+from functools import lru_cache
 from operator import attrgetter
 from os import getpid
-from threading import Timer, local
+from threading import local
 
 import numpy as np
 import torch
 
+from . import noise
 from .checks import check_logits, per_row
+from .compiled import (MISSING, announced, compiled, exact_exp, exact_log, gumbel_of,
+                                    hash_bits, helpers, key_state, uint32)
 from .loop import Draw
-from .noise import (Key, LN2_HIGH, LN2_LOW, LOG_SERIES, MULTIPLIERS, SQRT_HALF)
+from .noise import Key
 from .sampler import LIMITS, ORDER, check_parts, is_ours
-from .topp import EXP_SERIES, LOG2_E, coins
-
-# %% ../nbs/15_fused.ipynb #f2316628
-def load_numba():
-    "numba, or None: without it the plain chain draws."
-    try: import numba
-    except ImportError: return None
-    return numba
-
-numba = load_numba()
-MISSING = None if numba else "it needs the package numba. Run: pip install 'decoding_book[fast]'"
-uint32 = numba and numba.uint32
-
-# %% ../nbs/15_fused.ipynb #28674ae8
-def compiled(
-    function=None,  # loops over NumPy arrays and numbers; None: a decorator with these options
-    **options,      # for numba's compiler
-):                  # the same as machine code; `.py_func` is the original
-    "Compiled when first called, and kept on disk where there is a place for it."
-    if function is None: return partial(compiled, **options)
-    if MISSING: return function
-    options = dict(nogil=True, error_model="numpy", fastmath=False) | options  # not a caller's
-    try: return numba.njit(cache=True, **options)(function)
-    except RuntimeError: return numba.njit(**options)(function)        # no place
+from .topp import LOG2_E, coins
 
 # %% ../nbs/15_fused.ipynb #77217955
 @compiled
@@ -83,18 +60,6 @@ def crossing(
             left += s[i] > pivot if up else s[i] < pivot
         n = left
 
-# %% ../nbs/15_fused.ipynb #7c1d007d
-@compiled
-def nth_largest(
-    x,  # (G,)
-    n,  # at most G
-):      # one of its numbers
-    "The `n`-th largest, by groups of the groups where that pays."
-    if len(x) > 8 * n:
-        low, _ = crossing(group_maxima(x, 4 * n), np.ones(4 * n, np.int64), n)
-        x = x[x >= low]
-    return crossing(x, np.ones(len(x), np.int64), n)[0]
-
 # %% ../nbs/15_fused.ipynb #b762455f
 @compiled
 def scale_of(
@@ -115,31 +80,58 @@ def scaled(
 ):          # its score
     "What `temperature` makes of a logit; a removed one stays -inf."
     shift, T, least = scale
-    return max((x - shift) / T, least) if x > -np.inf else x
+    score = max((x - shift) / T, least)
+    return score if x > -np.inf else x
+
+# %% ../nbs/15_fused.ipynb #c6458ecd
+@compiled
+def just_below(
+    score,  # to be reached
+    scale,  # from `scale_of`
+):          # a logit, perhaps -inf
+    "A logit that scores less, and so does all that is below it."
+    shift, T, _ = scale
+    near = shift + score * T
+    near -= abs(near) * np.float32(2**-20)
+    return near if scaled(near, scale) < score else np.float32(-np.inf)
 
 # %% ../nbs/15_fused.ipynb #ff4e06d7
 @compiled
 def candidates(
-    row,     # z (V,), scale, best score, maxima of the groups, coins
-    wanted,  # how many of the best must be among them; as many as groups or more: all
+    row,     # z (V,), scale, best score, min-p's line, maxima of the groups, coins
+    floor,   # the score to be reached; -inf: all finite tokens
     listed,  # ids, scores, weights to write to, (V,) each
-):           # how many; the score that they reach, -inf: all finite tokens
-    "All tokens, by rising id, whose score reaches that of the `wanted`-th best group."
-    (z, scale, _, maxima, _), (ids, scores, weights) = row, listed
-    G, floor, n = len(maxima), z.dtype.type(-np.inf), 0
-    if wanted < G: floor = nth_largest(maxima, wanted)
-    near, least = floor - abs(floor) * z.dtype.type(2**-20), scaled(floor, scale)
-    if not scaled(near, scale) < least: near = z.dtype.type(-np.inf)
+):           # how many
+    "All tokens, by rising id, whose score reaches the floor."
+    (z, scale, _, _, maxima, _), (ids, scores, weights), n = row, listed, 0
+    near = just_below(floor, scale)
     groups = np.flatnonzero(maxima > near)
-    for start in range(0, len(z), G):
+    for start in range(0, len(z), len(maxima)):
         for g in groups:
             token = start + g
             if token >= len(z) or not z[token] > near: continue
             score = scaled(z[token], scale)
-            if score >= least:
+            if score >= floor:
                 ids[n], scores[n], weights[n] = token, score, 1
                 n += 1
-    return n, least
+    return n
+
+# %% ../nbs/15_fused.ipynb #c0a10014
+FIRST_TRY, NEXT_TRY = 64, 1024                           # candidates to try first, and then
+
+@compiled
+def floor_of(
+    row,      # z (V,), scale, best score, min-p's line, maxima of the groups, coins
+    wanted,   # how many of the best must reach it; as many as groups or more: all
+    limited,  # whether a top-k says so, and no less will do
+):            # a score
+    "What the tokens of a list must reach."
+    z, scale, best, line, maxima, _ = row
+    floor = best + line - (abs(best) + abs(line)) * np.float32(2**-20) - np.finfo(z.dtype).tiny
+    if not limited and (maxima > just_below(floor, scale)).sum() < NEXT_TRY: return floor
+    if wanted >= len(maxima): return z.dtype.type(-np.inf)
+    few = group_maxima(maxima, 4 * wanted)
+    return scaled(crossing(few, np.ones(len(few), np.int64), wanted)[0], scale)
 
 # %% ../nbs/15_fused.ipynb #c5a83751
 @compiled
@@ -160,221 +152,129 @@ def keep_prefix(
             left += 1
     return left
 
-# %% ../nbs/15_fused.ipynb #ff3b4efc
+# %% ../nbs/15_fused.ipynb #c0a10017
 @compiled
-def keep_above(
-    listed,  # ids, scores, weights
-    n,       # tokens in the list
-    best,    # the row's best score
-    line,    # log of min-p; -inf: off
-):           # how many are left
-    "Keep the tokens that are not further below the best than `line`."
-    (ids, scores, weights), left = listed, 0
-    for i in range(n):
-        if np.float64(scores[i] - best) >= line:
-            ids[left], scores[left], weights[left] = ids[i], scores[i], weights[i]
-            left += 1
-    return left
-
-# %% ../nbs/15_fused.ipynb #7adfb0f9
-SMALLEST_FIRST = EXP_SERIES[::-1]
-TO_BITS = 1023 + 1.5 * 2**52          # a whole number plus this has it in its last bits
-
-@compiled
-def exact_exp(
-    d,  # at most 0
-):      # float64
-    "`topp.exact_exp` of one number."
-    d = max(d, -700.)
-    n = np.floor(d * LOG2_E + .5)
-    r = (d - n * LN2_HIGH) - n * LN2_LOW
-    y = 0.
-    for c in SMALLEST_FIRST: y = y * r + c
-    return y * np.int64(np.float64(n + TO_BITS).view(np.int64) << 52).view(np.float64)
+def weight(
+    score,  # of a token
+    row,    # z (V,), scale, best score, min-p's line, maxima of the groups, coins
+):          # a whole number
+    "What a token weighs, in coins."
+    return np.int64(exact_exp(np.float64(score) - np.float64(row[2])) * row[5] + .5)
 
 # %% ../nbs/15_fused.ipynb #53617fd5
 @compiled
 def mass(
-    row,   # z (V,), scale, best score, maxima of the groups, coins
-    line,  # what is further below the best does not count; -inf: all does
-    unit,  # what the best weighs
-):         # how many tokens count, and what they weigh
-    "A row's tokens and their mass."
-    (z, scale, best, maxima, _), count = row, 0
-    G, d, sums = len(maxima), np.empty(len(maxima)), np.zeros(len(maxima))
-    for start in range(0, len(z), G):
-        stretch = z[start:start + G]
-        for g in range(len(stretch)):
-            x = scaled(stretch[g], scale)
-            counts = (x > -np.inf) & (np.float64(x - best) >= line)
-            d[g] = np.float64(x) - np.float64(best) if counts else -np.inf
-            count += counts
-        for g in range(len(stretch)): sums[g] += np.floor(exact_exp(d[g]) * unit + .5)
-    return count, sums.sum()
+    row,  # z (V,), scale, best score, min-p's line, maxima of the groups, coins
+):        # a whole number
+    "What all tokens weigh together, in coins."
+    (z, scale, _, _, _, _), total = row, 0
+    for i in range(len(z)): total += weight(scaled(z[i], scale), row)
+    return total
 
 # %% ../nbs/15_fused.ipynb #e34a76c8
-ROUGH_SERIES = tuple(map(np.float32, (.013534121, .052011481, .2414428, .69300381, 1.0000026)))
+ROUGH_SERIES = tuple(map(np.float32, (.00187623, .00899258, .0558236, .24015453, .69315297,
+                                      .99999993)))
 
 # %% ../nbs/15_fused.ipynb #20138552
-@compiled
+BLOCK = 1024                                             # tokens that are looked at together
+
+@compiled(fastmath={"reassoc", "contract"})
 def rough_mass(
-    row,  # z (V,), scale, best score, maxima of the groups, coins
-):        # in units of what the best weighs
-    "A row's mass to within 1e-4 of itself, and half a coin a token."
-    z, scale, best, maxima, _ = row
-    G, sums = len(maxima), np.zeros(len(maxima), np.float32)
-    for start in range(0, len(z), G):
-        stretch = z[start:start + G]
-        for g in range(len(stretch)):
-            t = np.float32((scaled(stretch[g], scale) - best) * z.dtype.type(LOG2_E))
-            t, y = max(t, np.float32(-126)), np.float32(0)
-            n = np.floor(t)
-            for c in ROUGH_SERIES: y = y * (t - n) + c
-            sums[g] += y * np.int32(np.int32(n) + np.int32(127) << np.int32(23)).view(np.float32)
-    return sums.astype(np.float64).sum()
+    row,   # z (V,), scale, best score, min-p's line, maxima of the groups, coins
+    line,  # what is further below the best does not count
+):         # how many tokens count; what they weigh, the best being 1
+    "Size and mass of a row, the mass to within 1e-4 of itself."
+    (z, scale, best, _, _, _), count, total = row, 0, 0.
+    for start in range(0, len(z), BLOCK):
+        block, part = z[start:start + BLOCK], np.float32(0)
+        for i in range(len(block)):
+            d = scaled(block[i], scale) - best
+            x = max(np.float32(d) * np.float32(LOG2_E), np.float32(-126))
+            n, y = np.floor(x), np.float32(0)
+            for c in ROUGH_SERIES: y = y * (x - n) + c
+            y *= np.int32(np.int32(n) + np.int32(127) << np.int32(23)).view(np.float32)
+            counts = (d >= line) & (block[i] > -np.inf)
+            part += y if counts else np.float32(0)
+            count += counts
+        total += part
+    return count, total
 
 # %% ../nbs/15_fused.ipynb #10973015
 @compiled
 def keep_nucleus(
-    row,     # z (V,), scale, best score, maxima of the groups, coins
+    row,     # z (V,), scale, best score, min-p's line, maxima of the groups, coins
     p,       # below 1
     listed,  # ids, scores, weights
     n,       # tokens in the list
     whole,   # whether nothing outside the list has any mass
 ):           # how many are left; whether none outside belongs to them
     "Top-p on a list."
-    (z, _, best, _, unit), (_, scores, weights) = row, listed
-    for i in range(n):
-        weights[i] = np.floor(exact_exp(np.float64(scores[i]) - np.float64(best)) * unit + .5)
+    _, scores, weights = listed
+    for i in range(n): weights[i] = weight(scores[i], row)
     held = weights[:n].sum()
     if whole: return keep_prefix(listed, n, p * held), True
-    rough, half = rough_mass(row) * unit, len(z) / 2
+    rough, half = rough_mass(row, row[0].dtype.type(-np.inf))[1] * row[5], len(row[0]) / 2
     most, least = p * (rough * 1.0001 + half), p * (rough * .9999 - half)
     if held < least: return n, False
     n = keep_prefix(listed, n, most)
     if held < most or weights[:n].sum() - weights[:n].min() >= least:           # it matters
-        most = p * mass(row, -np.inf, unit)[1]
+        most = p * mass(row)
         n = keep_prefix(listed, n, most)
     return n, held >= most
 
 # %% ../nbs/15_fused.ipynb #7c1d0072
-FIRST_TRY, NEXT_TRY = 64, 1024                           # candidates to try first, and then
-
 @compiled
 def kept_list(
-    row,     # z (V,), scale, best score, maxima of the groups, coins
+    row,     # z (V,), scale, best score, min-p's line, maxima of the groups, coins
     k,       # top-k; inf: off
     p,       # top-p; 1: off
-    line,    # log of min-p; -inf: off
     listed,  # ids, scores, weights to write to
-):           # how many are kept; all others score less than this; whether none of those is kept
+):           # how many top-k and top-p keep; all others score less than this; whether none is kept
     "The tokens that the filters keep, or the best of them."
-    V, best = len(row[0]), row[2]
-    wanted = np.int64(k) if k < V else FIRST_TRY
+    z, _, best, line, _, _ = row
+    limited, wanted = k < len(z), FIRST_TRY
+    if limited: wanted = np.int64(k)
     while True:
-        n, least = candidates(row, wanted, listed)
-        enough = k < V or least == -np.inf
-        if k < V: n = keep_prefix(listed, n, k)
+        floor = floor_of(row, wanted, limited)
+        n = candidates(row, floor, listed)
+        if limited: n = keep_prefix(listed, n, k)
+        enough = limited or floor == -np.inf
         if p < 1: n, enough = keep_nucleus(row, p, listed, n, enough)
-        if line > -np.inf: n = keep_above(listed, n, best, line)
-        if np.float64(least - best) < line: enough = True
-        if enough or p == 1: return n, least, enough
-        wanted = NEXT_TRY if wanted < NEXT_TRY else V
-
-# %% ../nbs/15_fused.ipynb #39681400
-@compiled
-def mix(
-    x,  # uint32
-):      # uint32
-    "`noise.mix` of one number."
-    x = uint32(uint32(x ^ uint32(x >> uint32(16))) * uint32(MULTIPLIERS[0]))
-    x = uint32(uint32(x ^ uint32(x >> uint32(15))) * uint32(MULTIPLIERS[1]))
-    return uint32(x ^ uint32(x >> uint32(15)))
-
-# %% ../nbs/15_fused.ipynb #9717621f
-@compiled
-def key_state(
-    words,  # (5,) uint32
-):          # two uint32
-    "`noise.key_state` of one key."
-    a, b = uint32(0x243f6a88), uint32(0x85a308d3)
-    for w in words:
-        a = mix(uint32(a ^ w))
-        b = mix(uint32(b ^ a))
-    return a, b
-
-# %% ../nbs/15_fused.ipynb #715e3638
-@compiled
-def hash_bits(
-    token,  # its id
-    key,    # from `key_state`
-):          # uint32
-    "`noise.hash_bits` of one token."
-    return mix(uint32(mix(uint32(uint32(token) ^ uint32(key[0]))) ^ uint32(key[1])))
-
-# %% ../nbs/15_fused.ipynb #dd6c41a0
-@compiled
-def exact_log(
-    x,  # above 0
-):      # float64
-    "`noise.exact_log` of one number."
-    m, exponent = frexp(x)
-    if m < SQRT_HALF: m, exponent = 2 * m, exponent - 1
-    f, e = m - 1, np.float64(exponent)
-    s = f / (2 + f)
-    z = s * s
-    w = z * z
-    c3, c5, c7, c9, c11, c13, c15 = LOG_SERIES
-    series = z * (c3 + w * (c7 + w * (c11 + w * c15))) + w * (c5 + w * (c9 + w * c13))
-    half = .5 * f * f
-    rest = s * (half + series) + e * LN2_LOW
-    return e * LN2_HIGH - ((half - rest) - f)
-
-# %% ../nbs/15_fused.ipynb #914f237b
-@compiled
-def gumbel_of(
-    bits,  # 0 .. 2^32 - 1
-):         # float32
-    "`noise.gumbel_of` of one number."
-    return np.float32(-exact_log(-exact_log(1 - (np.float64(bits) + .5) * 2**-32)))
+        if enough or floor - best < line: return n, floor, True
+        if p == 1: return n, floor, False
+        wanted = NEXT_TRY if wanted < NEXT_TRY else len(z)
 
 # %% ../nbs/15_fused.ipynb #faaa48b9
 @compiled
-def bits_needed(
-    score,  # to be reached
-    d,      # a token's score less the best
-):          # the largest bits whose noise is enough; -1: none are
+def most_bits(
+    least,  # noise that a token needs
+):          # float64: with more bits it has less
     "How lucky a token must be."
-    low, high = -1, 2**32 - 1
-    while low < high:
-        middle = (low + high + 1) >> 1
-        if d + gumbel_of(middle) >= score: low = middle
-        else: high = middle - 1
-    return low
+    return 2.**32 * exact_exp(1e-4 - np.float64(least))
 
 # %% ../nbs/15_fused.ipynb #7c1d0073
 @compiled
 def winner(
+    row,     # z (V,), scale, best score, min-p's line, maxima of the groups, coins
     listed,  # ids, scores, weights
     n,       # tokens in the list
-    best,    # the row's best score
     key,     # from `key_state`
-):           # id; its score less the best, plus noise
+    won,     # the best token so far; -1: none
+    top,     # its score less the best, plus noise; -4: less than any
+):           # likewise
     "The best of a list under the noise."
-    (ids, scores, _), won, limit = listed, -1, 2**32 - 1
-    top = scores.dtype.type(-np.inf)
+    (_, _, best, line, _, _), (ids, scores, _) = row, listed
+    limit = most_bits(top)
     for i in range(n):
-        bits = hash_bits(ids[i], key)
-        if bits > limit: continue
-        score = (scores[i] - best) + gumbel_of(bits)
-        if score > top:
+        bits, d = hash_bits(ids[i], key), scores[i] - best
+        if bits > limit or d < line or bits > most_bits(top - d): continue
+        score = d + gumbel_of(bits)
+        if score > top or score == top and ids[i] < won:
             won, top = ids[i], score
-            if n > NEXT_TRY: limit = bits_needed(top, scores.dtype.type(0))
+            limit = most_bits(top)
     return won, top
 
 # %% ../nbs/15_fused.ipynb #7c1d0079
-BLOCK = 1024                                             # tokens that are hashed together
-
 @compiled
 def next_block(
     ids,   # (BLOCK,) uint32, of the tokens; the next block's are left there
@@ -391,75 +291,75 @@ def next_block(
 
 # %% ../nbs/15_fused.ipynb #7c1d0078
 @compiled
-def race(
-    row,    # z (V,), scale, best score, maxima of the groups, coins
-    line,   # of min-p
-    least,  # tokens that are not in the list score less
-    key,    # from `key_state`
-    won,    # the list's winner
-    top,    # its score less the best, plus noise
-):          # the row's winner
-    "The best of all tokens, of which few are looked at."
-    z, scale, best, _, _ = row
-    limit = bits_needed(top, least - best)
+def lucky(
+    row,     # z (V,), scale, best score, min-p's line, maxima of the groups, coins
+    floor,   # tokens of which a score is not known yet have less
+    key,     # from `key_state`
+    top,     # to be beaten: a score less the best, plus noise
+    listed,  # ids, scores, weights to write to
+):           # how many
+    "All tokens, by rising id, that might beat `top` from below the floor."
+    (z, scale, best, _, _, _), (found, scores, _), n = row, listed, 0
+    limit = most_bits(top - (floor - best))
     ids, bits = np.arange(BLOCK).astype(np.uint32), np.empty(BLOCK, np.uint32)
     for start in range(0, len(z), BLOCK):
         if next_block(ids, bits, key) > limit: continue
         for i in range(min(BLOCK, len(z) - start)):
-            if bits[i] > limit: continue
-            token, d = start + i, scaled(z[start + i], scale) - best
-            if np.float64(d) < line: continue
-            score = d + gumbel_of(bits[i])
-            if score > top or score == top and token < won:
-                won, top = token, score
-                limit = bits_needed(top, least - best)
-    return won
+            if bits[i] <= limit:
+                found[n], scores[n] = start + i, scaled(z[start + i], scale)
+                n += 1
+    return n
 
 # %% ../nbs/15_fused.ipynb #2aadfe45
 @compiled
 def log_mass(
-    row,     # z (V,), scale, best score, maxima of the groups, coins
-    line,    # log of min-p
+    row,     # z (V,), scale, best score, min-p's line, maxima of the groups, coins
     listed,  # ids, scores, weights
     n,       # tokens in the list
-    enough,  # whether these are all that is kept
+    enough,  # whether no others are kept
 ):           # how many are kept; the log of their mass, the best being 1
     "Size and mass of the kept set."
-    total = 0.
-    if not enough: n, total = mass(row, line, 2.**50)
-    else:
-        for i in range(n): total += exact_exp(np.float64(listed[1][i]) - np.float64(row[2]))
-    return n, exact_log(total / (1. if enough else 2.**50))
+    (z, _, best, line, _, _), count, total = row, 0, 0.
+    if not enough and z.itemsize < 8:
+        count, total = rough_mass(row, line)
+        return count, exact_log(total)
+    if not enough: n = candidates(row, z.dtype.type(-np.inf), listed)
+    for score in listed[1][:n]:
+        if score - best >= line:
+            count += 1
+            total += exact_exp(np.float64(score) - np.float64(best))
+    return count, exact_log(total)
 
 # %% ../nbs/15_fused.ipynb #7c1d0077
 @compiled
 def draw_row(
     z,        # (V,)
-    wish,     # T, k, p, min-p, the best token's coins; k is inf where it is off
+    wish,     # T, k, p, min-p's line, the best token's coins; k is inf where it is off
     words,    # (5,) uint32, of the key
     details,  # whether the last two results are asked for
     listed,   # ids, scores, weights to write to
 ):            # id, or -1: no distribution; how many were kept; log-probability
     "One token."
     maxima = group_maxima(z, min(len(z), max(1024, len(z) // 1024 * 16)))
-    top = maxima.max()
+    top, (T, k, p, line, unit) = maxima.max(), wish
     if not np.isfinite(top): return -1, 0, 0.
-    T, k, p, m, unit = wish
-    scale, line = scale_of(z, top, T), exact_log(m) if m > 0 else -np.inf
+    scale, key = scale_of(z, top, T), key_state(words)
     best = scaled(top, scale)
-    row, key = (z, scale, best, maxima, unit), key_state(words)
-    n, least, enough = kept_list(row, k, p, line, listed)
-    won, score = winner(listed, n, best, key)
-    if not enough: won = race(row, line, least, key, won, score)
+    row = z, scale, best, z.dtype.type(line), maxima, unit
+    n, floor, enough = kept_list(row, k, p, listed)
+    won, score = winner(row, listed, n, key, -1, z.dtype.type(-4))
+    if not enough:
+        m = lucky(row, floor, key, score, listed)
+        won, score = winner(row, listed, m, key, won, score)
     if not details: return won, 0, 0.
-    n, total = log_mass(row, line, listed, n, enough)
+    n, total = log_mass(row, listed, n, enough)
     return won, n, np.float64(scaled(z[won], scale)) - np.float64(best) - total
 
 # %% ../nbs/15_fused.ipynb #bc35465e
 @compiled
 def draw_rows(
     z,        # (B, V) float32 or float64
-    wishes,   # (B, 5) T, k, p, min-p, the best token's coins; k is inf where it is off
+    wishes,   # (B, 5) T, k, p, min-p's line, the best token's coins; k is inf where it is off
     words,    # (B, 5) uint32, of the keys
     ids, kept, logprob,  # (B,) to write to
     details,  # whether the last two are to be filled
@@ -483,15 +383,6 @@ def room_for_list(
     if room is None or room.shape[1] < V: room = _own.room = np.empty((3, V), np.int64)
     return room
 
-# %% ../nbs/15_fused.ipynb #6325b3fd
-@lru_cache(1)
-def helpers(
-    process,  # a forked one inherits no threads, so it makes its own
-    n,        # how many
-):            # where work can be handed to
-    "Threads that wait."
-    return ThreadPoolExecutor(n)
-
 # %% ../nbs/15_fused.ipynb #6a6ff664
 THREADS_PAY = 2**20                                      # numbers of a batch
 
@@ -508,18 +399,6 @@ def run_rows(
         return draw_rows(*(x[some] for x in arrays), details, room_for_list(V))
     others = [helpers(getpid(), threads - 1).submit(part, i) for i in range(1, threads)]
     return all([part(0), *(other.result() for other in others)])
-
-# %% ../nbs/15_fused.ipynb #b64c704b
-@contextmanager
-def announced(
-    what,  # is compiled inside
-):
-    "Say that something is compiled, if it takes more than a second."
-    text = f"decoding_book: compiling {what}, once"
-    note = Timer(1, print, [text], dict(file=sys.stderr, flush=True))
-    note.start()
-    try: yield
-    finally: note.cancel()
 
 # %% ../nbs/15_fused.ipynb #c633f8a5
 _ready = set()                                           # float types
@@ -544,10 +423,14 @@ def wishes_of(
     table, rows = np.full((B, 5), coins(V)), torch.empty(B, 1)
     for i, (name, value) in enumerate(zip(ORDER, values)):
         table[:, i:i + 1] = per_row(name, value, rows, **LIMITS[name]).numpy()
-    T, k, limits = table[:, 0], table[:, 1], np.finfo(kind)
+    T, k, _, m, _ = table.T
+    limits, logs = np.finfo(kind), np.full(B, -np.inf)
     k[(k <= 0) | (k >= V)] = np.inf
     k[T == 0], T[T == 0] = 1, 1
     T.clip(limits.tiny, limits.max, out=T)
+    logs[m > 0] = noise.exact_log(m[m > 0])
+    line = logs.astype(kind)
+    m[:] = np.where(line < logs, np.nextafter(line, kind.type(np.inf)), line)
     return table
 
 _wishes_kept = lru_cache(64, typed=True)(wishes_of)
@@ -567,26 +450,16 @@ def words_of(
     return words
 
 # %% ../nbs/15_fused.ipynb #760c0eab
-FLOAT_TYPES = np.dtype(np.float32), np.dtype(np.float64)       # what the loops know
-
-def as_floats(
+def as_rows(
     z,  # (B, V), any float type, or what `check_logits` makes one
 ):      # array (B, V), float32 or float64, in order
-    "Logits that are not as the loops read them."
+    "Logits as the loops read them."
     if not torch.is_tensor(z) or not z.is_floating_point(): z = check_logits(z)
     if not z.is_cpu: raise ValueError(f"logits: on {z.device}, not on the CPU")
-    return (z if z.dtype == torch.float64 else z.float()).contiguous().numpy(force=True)
-
-def as_rows(
-    z,  # likewise
-):      # likewise
-    "Logits as the loops read them, and a look at their shape."
-    try: rows = z.numpy()
-    except (AttributeError, TypeError, RuntimeError, NotImplementedError): rows = as_floats(z)
-    if rows.dtype not in FLOAT_TYPES or not rows.flags.c_contiguous: rows = as_floats(z)
-    if rows.ndim != 2 or rows.shape[1] == 0:
-        raise ValueError(f"logits: shape {rows.shape}, not (B, V) with V above 0")
-    return rows
+    if z.ndim != 2 or z.shape[1] == 0:
+        raise ValueError(f"logits: shape {tuple(z.shape)}, not (B, V) with V above 0")
+    if z.dtype not in (torch.float32, torch.float64): z = z.float()
+    return z.contiguous().numpy(force=True)
 
 # %% ../nbs/15_fused.ipynb #135826b1
 def draw_batch(

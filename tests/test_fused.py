@@ -1,10 +1,6 @@
 """The fused draw: the plain chain's token on every row, its parts, its law, how it is compiled, and
 what it refuses."""
 
-import os
-import shutil
-import subprocess
-import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.laws import chi_square
+from helpers.new_process import run_python
 from helpers.numpy_draw import FLOATS, KINDS, SIZES, TYPES, a_case
 
 from decoding_book import fused, noise, topp
@@ -291,50 +288,17 @@ def test_worst_rows_are_drawn_alike():
 # ------------------------------------------------------------------ the parts
 
 
-def as_row(z, T, G):
-    "What the loops know of a row: its logits, the scale, the best score, maxima, coins."
+def as_row(z, T, G, line=-INF):
+    "What the loops know of a row: its logits, the scale, best score, line, maxima, coins."
     scale = fused.scale_of.py_func(z, z.max(), T)
     best = z.dtype.type(fused.scaled(z.max(), scale))
-    return z, scale, best, fused.group_maxima(z, G), topp.coins(len(z))
+    line = z.dtype.type(line)
+    return z, scale, best, line, fused.group_maxima(z, G), topp.coins(len(z))
 
 
 def scores_of(row):
     "The scores of all tokens."
     return np.array([fused.scaled(x, row[1]) for x in row[0]], row[0].dtype)
-
-
-def test_functions_of_one_number_bit_for_bit(full):
-    "Nothing is fused, reordered or taken from a library: Python's bits, NumPy's, the machine's."
-    rng, n = np.random.default_rng(0), 200_000 if full else 20_000
-    x = np.concatenate([rng.random(n), 10.0 ** rng.uniform(-320, 308, n)])
-    d = -np.concatenate([10.0 ** rng.uniform(-9, 2.8, n), [0.0, 1e-300, 699.9]])
-    bits = np.concatenate([rng.integers(0, 2**32, n), [0, 1, 2**32 - 1]])
-    pairs = [
-        (fused.exact_log, noise.exact_log, x[x > 0]),
-        (fused.exact_exp, topp.exact_exp, d[d > -700]),
-        (fused.gumbel_of, noise.gumbel_of, bits),
-        (fused.mix, noise.mix, bits),
-    ]
-    for ours, plain, values in pairs:
-        assert np.array_equal([ours(v) for v in values], plain(values)), plain
-        if ours is not fused.mix:  # whose products wrap in machine code
-            assert [ours.py_func(v) for v in values[:500]] == plain(values[:500]).tolist()
-    assert fused.exact_exp(-INF) < 1e-300
-    words = np.array(Key(2**64 - 1, 7, 8, 9).words(), np.uint32)
-    assert fused.key_state(words) == noise.key_state([int(w) for w in words])
-
-
-def test_a_caller_that_may_reorder_sums_does_not_change_them_here(tmp_path):
-    """numba compiles a function on the way to its caller, and would take over the caller's leave to
-    add in any order, keep it on disk, and use it for the draw."""
-    code = (
-        "import numpy as np, torch; from decoding_book import four_bits, fused, topp;"
-        "x = np.ones(32, np.float32); four_bits.silu_times(x, x, x.copy());"
-        "d = -10.0 ** np.random.default_rng(0).uniform(-9, 2.8, 3000);"
-        "print([fused.exact_exp(v) for v in d] == topp.exact_exp(d).tolist())"
-    )
-    out, err = run_python(code, NUMBA_CACHE_DIR=str(tmp_path)).communicate()
-    assert out.strip() == "True", err
 
 
 @pytest.mark.parametrize("V, G", [(8, 4), (1000, 1000), (5003, 1024), (50_257, 1024)])
@@ -346,25 +310,37 @@ def test_groups_and_candidates(V, G):
         z = np.ascontiguousarray(special(rng, kind, 1, V)[0], np.float32)
         z[rng.random(V) < 0.1] = -INF
         row = as_row(z, 0.7, G)
-        s, maxima = scores_of(row), row[3]
+        s, maxima = scores_of(row), row[4]
         assert all(maxima[g] == z[g::G].max() for g in range(G))
         for wanted in (1, 2, 50, G - 1, G, V):
-            n, least = fused.candidates(row, wanted, listed)
-            ids = np.flatnonzero((s >= least) & (s > -INF))
+            floor = fused.floor_of(row, wanted, True)
+            n = fused.candidates(row, np.float32(floor), listed)
+            ids = np.flatnonzero((s >= floor) & (s > -INF))
             assert np.array_equal(listed[0][:n], ids) and np.array_equal(listed[1][:n], s[ids])
             assert n >= min(wanted, (s > -INF).sum())
             if wanted < G:
-                assert least == np.sort(maxima / np.float32(0.7))[-wanted]
+                assert floor <= np.sort(maxima / np.float32(0.7))[-wanted]
 
 
-@pytest.mark.parametrize("size", [1, 7, 100, 2400])
-def test_the_nth_largest_is_that_of_a_sort(size):
-    "With groups of groups and without, with ties."
-    rng = np.random.default_rng(size)
-    for spread in (2, 50, 10**6):
-        x = rng.integers(0, spread, size).astype(np.float32)
-        for n in {1, 2, 5, 64, 300, size} & set(range(1, size + 1)):
-            assert fused.nth_largest(x, n) == np.sort(x)[-n]
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_line_is_a_floor_where_few_groups_reach_it(dtype):
+    "All that min-p keeps is listed, and hardly more; if the list would be long, the best are."
+    rng, listed = np.random.default_rng(6), np.empty(5003, np.int64)
+    listed = listed, np.empty(5003, dtype), listed.copy()
+    for trial in range(40):
+        z = (rng.normal(size=5003) * 10.0 ** rng.uniform(-2, 1)).astype(dtype)
+        if trial % 4 == 0:
+            z[rng.random(5003) < 0.97] = -INF
+        row = as_row(z, 0.7, 1024, np.log(rng.uniform(0.001, 0.9)) if trial % 3 else -INF)
+        s = scores_of(row)
+        kept = np.flatnonzero((s > -INF) & (s - row[2] >= row[3]))
+        floor = dtype(fused.floor_of(row, 64, False))
+        n = fused.candidates(row, floor, listed)
+        if len({token % 1024 for token in kept}) < 1024:
+            assert np.array_equal(np.intersect1d(listed[0][:n], kept), kept) and n <= len(kept) + 1
+            assert floor == -INF or floor - row[2] < row[3]
+        else:
+            assert 64 <= n < 200
 
 
 def test_a_nan_anywhere_is_seen():
@@ -410,32 +386,73 @@ def test_masses_are_as_exact_as_promised(dtype):
                 z = np.where(z == z.max(), 0.0, -24.0)
             z = np.ascontiguousarray(z[0], dtype)
             row = as_row(z, 0.8, max(min(V, 1024), V // 1024 * 16))
-            s, unit = scores_of(row), row[4]
+            s, unit = scores_of(row), row[5]
             weights = topp.whole_weights(torch.tensor(s)).sum().item()
-            count, total = fused.mass(row, -INF, unit)
-            assert total == weights and count == np.isfinite(z).sum()
-            far = abs(fused.rough_mass(row) * unit - total)
-            assert far <= 0.5e-4 * total + V / 2
-            worst = max(worst, (far - V / 2) / total)
-            count, _ = fused.mass(row, -3.0, unit)
-            assert count == ((s - s.max()).astype(float) >= -3).sum()
-    assert worst < 0.5e-4
+            assert fused.mass(row) == weights
+            count, rough = fused.rough_mass(row, dtype(-INF))
+            assert count == np.isfinite(z).sum()
+            far = abs(rough * unit - weights)
+            assert far <= 0.5e-4 * weights + V / 2
+            worst = max(worst, (far - V / 2) / weights)
+            above = s - s.max() >= dtype(-3)
+            count, rough = fused.rough_mass(row, dtype(-3))
+            assert count == above.sum()
+            exact = np.exp((s[above] - s.max()).astype(float)).sum()
+            assert abs(rough / exact - 1) < 2e-6
+    assert worst < 2e-6
 
 
-def test_bits_needed_are_just_enough():
-    "The largest bits that are enough: the noise falls as bits rise, and the next bits fail."
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_size_and_mass_of_what_is_kept(dtype):
+    "From a list, and of a whole row; a float64 row to the last bits but few."
+    rng = np.random.default_rng(7)
+    for V in (5, 3000, 60_000):
+        z = (3 * rng.normal(size=V)).astype(dtype)
+        z[rng.random(V) < 0.1] = -INF
+        for line in (-INF, -2.0):
+            row = as_row(z, 0.8, min(V, 1024), line)
+            s = scores_of(row)
+            far = s.astype(float) - float(row[2])
+            kept = far[(s - row[2] >= row[3]) & (z > -INF)]
+            listed = np.empty(V, np.int64), np.empty(V, dtype), np.empty(V, np.int64)
+            n = fused.candidates(row, dtype(-INF), listed)
+            for enough in (True, False):
+                count, log_mass = fused.log_mass(row, listed, n, enough)
+                close = 1e-12 if enough or dtype is np.float64 else 1e-6
+                assert count == len(kept) and abs(log_mass - np.log(np.exp(kept).sum())) < close
+
+
+def test_bits_beyond_the_bound_give_less_noise():
+    "Whatever noise a token needs, bits above the bound do not give it; the bound is hardly wide."
     rng = np.random.default_rng(1)
     for kind in (np.float32, np.float64):
         for _ in range(300):
-            score, d = kind(rng.uniform(-3, 23)), kind(-rng.uniform(0, 20))
-            edge = fused.bits_needed(score, d)
-            g = noise.gumbel_of(np.array([max(edge, 0), min(edge + 1, 2**32 - 1)]))
-            if edge >= 0:
-                assert d + g[0] >= score
-            if edge < 2**32 - 1:
-                assert d + g[1] < score
+            top, d = kind(rng.uniform(-4, 23)), kind(-rng.uniform(0, 27))
+            most = fused.most_bits(top - d)
+            bits = np.array([min(int(most) + 1, 2**32 - 1)])
+            if most < 2**32 - 1:
+                assert d + noise.gumbel_of(bits)[0] < top
+            if 15 > top - d > 5:
+                assert noise.gumbel_of(bits)[0] > top - d - 0.01
     start = np.concatenate([rng.integers(0, 2**32 - 1, 100_000), np.arange(1000)])
     assert (noise.gumbel_of(start) >= noise.gumbel_of(start + 1)).all()
+    assert noise.gumbel_of(np.array([2**32 - 1]))[0] > -4
+
+
+def test_the_lucky_are_all_that_might_win():
+    "By rising id, with their scores; every token that beats the top from below the floor is there."
+    V, key = 9000, Key(3)
+    z = np.random.default_rng(8).normal(size=V).astype(np.float32)
+    row, state = as_row(z, 0.8, 1024), fused.key_state(np.array(key.words(), np.uint32))
+    listed = np.empty(V, np.int64), np.empty(V, np.float32), np.empty(V, np.int64)
+    s = scores_of(row)
+    sums = s - row[2] + noise.gumbel(key, V).numpy()
+    for share in (0.5, 0.99):
+        floor, top = np.quantile(s, share).astype(np.float32), np.float32(np.sort(sums)[-20])
+        n = fused.lucky(row, floor, state, top, listed)
+        ids = listed[0][:n]
+        assert (np.diff(ids) > 0).all() and np.array_equal(listed[1][:n], s[ids])
+        assert set(np.flatnonzero((sums >= top) & (s < floor))) <= set(ids) and n < V / 4
 
 
 # ------------------------------------------------------------------ the law
@@ -466,15 +483,6 @@ def test_chi_square_of_the_draws_fits_their_law(V, params, full, record):
 # ------------------------------------------------------------------ compiled
 
 
-def run_python(code, cwd=Path(fused.__file__).parent.parent, **env):
-    "A new Python with the package that is tested; numba keeps its code where `env` says."
-    env = {**os.environ, "PYTHONPATH": str(cwd), **env}
-    return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=cwd, env=env, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
 def test_nothing_is_imported_or_compiled_before_it_is_needed(tmp_path):
     code = "import sys, decoding_book, decoding_book.sampler; print('numba' in sys.modules)"
     out, err = run_python(code).communicate()
@@ -501,37 +509,6 @@ except ImportError as error: print(error)"""
     assert int(token) == draw(torch.zeros(1, 5), Sampler(), Key(3), "plain").ids.item(), err
     assert len(errors) == 2 and all("pip install 'decoding_book[fast]'" in e for e in errors)
     assert errors[0].startswith("backend: 'fused' is not there")
-
-
-SMALL = "import numpy as np; from decoding_book import fused; print(fused.mix(np.uint32(5)))"
-
-
-def test_where_nothing_can_be_written(tmp_path):
-    "An installation that cannot be written to, and a user without a cache folder."
-    installed = tmp_path / "decoding_book"
-    shutil.copytree(
-        Path(fused.__file__).parent, installed, ignore=shutil.ignore_patterns("__pycache__")
-    )
-    folder = installed / "__pycache__"
-    folder.write_text("a file where the folder should be")
-    nowhere = {"HOME": str(folder), "XDG_CACHE_HOME": str(folder), "NUMBA_CACHE_DIR": ""}
-    out, err = run_python(SMALL, tmp_path, **nowhere).communicate()
-    assert out.split() == [str(noise.mix(5))], err
-    kept, more = tmp_path / "kept", {"XDG_CACHE_HOME": str(tmp_path / "kept")}
-    out, err = run_python(SMALL, tmp_path, **nowhere | more).communicate()
-    assert out.split() == [str(noise.mix(5))] and list(kept.rglob("*.nbc")), err
-
-
-def test_two_processes_compile_at_once(tmp_path, full):
-    "Both get their result, and what they keep serves a third."
-    draw_one = "import torch; print(fused.fused_sample(torch.zeros(3, 50)))"
-    code = SMALL + "; " + draw_one if full else SMALL
-    where = {"NUMBA_CACHE_DIR": str(tmp_path)}
-    both = [run_python(code, **where) for _ in range(2)]
-    results = [p.communicate() for p in both]
-    results.append(run_python(code, **where).communicate())
-    assert len({out for out, _ in results}) == 1 and results[0][0], results
-    assert all("rror" not in err for _, err in results) and "compiling" not in results[2][1]
 
 
 def test_a_long_compilation_says_so_once(monkeypatch, capsys):

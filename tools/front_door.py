@@ -85,6 +85,7 @@ MAP = [
     ("checks", "what refuses bad input by name", ""),
     ("checkpoints", "trained weights, kept and found again", ""),
     ("gguf_file", "weights as GGUF files hold them", ""),
+    ("compiled", "loops as machine code, with the same bits everywhere", ""),
     ("show", "a decode to look at: tokens, bars, heat", "tokens_html"),
     ("trees", "a search to look at", "tree_html beam_html stepper_html"),
 ]
