@@ -6,6 +6,7 @@
 __all__ = ['draw_fused', 'fused_sample']
 
 # %% ../nbs/15_fused.ipynb #e46c3126
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from operator import attrgetter
@@ -95,24 +96,28 @@ def just_below(
     near -= abs(near) * np.float32(2**-20)
     return near if scaled(near, scale) < score else np.float32(-np.inf)
 
+# %% ../nbs/15_fused.ipynb #c0a10019
+Row = namedtuple("Row", "z scale best line maxima coins")
+
 # %% ../nbs/15_fused.ipynb #ff4e06d7
+TokenList = namedtuple("TokenList", "ids scores weights")                         # (V,) each, or longer
+
 @compiled
 def candidates(
-    row,     # z (V,), scale, best score, min-p's line, maxima of the groups, coins
+    row,     # a `Row`
     floor,   # the score to be reached; -inf: all finite tokens
-    listed,  # ids, scores, weights to write to, (V,) each
+    listed,  # a `TokenList` to write to
 ):           # how many
     "All tokens, by rising id, whose score reaches the floor."
-    (z, scale, _, _, maxima, _), (ids, scores, weights), n = row, listed, 0
-    near = just_below(floor, scale)
-    groups = np.flatnonzero(maxima > near)
-    for start in range(0, len(z), len(maxima)):
+    near, n = just_below(floor, row.scale), 0
+    groups = np.flatnonzero(row.maxima > near)
+    for start in range(0, len(row.z), len(row.maxima)):
         for g in groups:
             token = start + g
-            if token >= len(z) or not z[token] > near: continue
-            score = scaled(z[token], scale)
+            if token >= len(row.z) or not row.z[token] > near: continue
+            score = scaled(row.z[token], row.scale)
             if score >= floor:
-                ids[n], scores[n], weights[n] = token, score, 1
+                listed.ids[n], listed.scores[n], listed.weights[n] = token, score, 1
                 n += 1
     return n
 
@@ -121,22 +126,24 @@ FIRST_TRY, NEXT_TRY = 64, 1024                           # candidates to try fir
 
 @compiled
 def floor_of(
-    row,      # z (V,), scale, best score, min-p's line, maxima of the groups, coins
+    row,      # a `Row`
     wanted,   # how many of the best must reach it; as many as groups or more: all
     limited,  # whether a top-k says so, and no less will do
 ):            # a score
     "What the tokens of a list must reach."
-    z, scale, best, line, maxima, _ = row
-    floor = best + line - (abs(best) + abs(line)) * np.float32(2**-20) - np.finfo(z.dtype).tiny
-    if not limited and (maxima > just_below(floor, scale)).sum() < NEXT_TRY: return floor
-    if wanted >= len(maxima): return z.dtype.type(-np.inf)
-    few = group_maxima(maxima, 4 * wanted)
-    return scaled(crossing(few, np.ones(len(few), np.int64), wanted)[0], scale)
+    floor = row.best + row.line - (abs(row.best) + abs(row.line)) * np.float32(2**-20)
+    floor -= np.finfo(row.z.dtype).tiny
+    few_reach = (row.maxima > just_below(floor, row.scale)).sum() < NEXT_TRY
+    if few_reach and not limited: return floor
+    if wanted >= len(row.maxima): return row.z.dtype.type(-np.inf)
+    groups = group_maxima(row.maxima, 4 * wanted)
+    nth, _ = crossing(groups, np.ones(len(groups), np.int64), wanted)
+    return scaled(nth, row.scale)
 
 # %% ../nbs/15_fused.ipynb #c5a83751
 @compiled
 def keep_prefix(
-    listed,  # ids, scores, weights
+    listed,  # a `TokenList`
     n,       # tokens in the list, by rising id
     target,  # above 0
 ):           # how many are left
@@ -156,19 +163,19 @@ def keep_prefix(
 @compiled
 def weight(
     score,  # of a token
-    row,    # z (V,), scale, best score, min-p's line, maxima of the groups, coins
+    row,    # a `Row`
 ):          # a whole number
     "What a token weighs, in coins."
-    return np.int64(exact_exp(np.float64(score) - np.float64(row[2])) * row[5] + .5)
+    return np.int64(exact_exp(np.float64(score) - np.float64(row.best)) * row.coins + .5)
 
 # %% ../nbs/15_fused.ipynb #53617fd5
 @compiled
 def mass(
-    row,  # z (V,), scale, best score, min-p's line, maxima of the groups, coins
+    row,  # a `Row`
 ):        # a whole number
     "What all tokens weigh together, in coins."
-    (z, scale, _, _, _, _), total = row, 0
-    for i in range(len(z)): total += weight(scaled(z[i], scale), row)
+    total = 0
+    for i in range(len(row.z)): total += weight(scaled(row.z[i], row.scale), row)
     return total
 
 # %% ../nbs/15_fused.ipynb #e34a76c8
@@ -180,15 +187,15 @@ BLOCK = 1024                                             # tokens that are looke
 
 @compiled(fastmath={"reassoc", "contract"})
 def rough_mass(
-    row,   # z (V,), scale, best score, min-p's line, maxima of the groups, coins
+    row,   # a `Row`
     line,  # what is further below the best does not count
 ):         # how many tokens count; what they weigh, the best being 1
     "Size and mass of a row, the mass to within 1e-4 of itself."
-    (z, scale, best, _, _, _), count, total = row, 0, 0.
-    for start in range(0, len(z), BLOCK):
-        block, part = z[start:start + BLOCK], np.float32(0)
+    count, total = 0, 0.
+    for start in range(0, len(row.z), BLOCK):
+        block, part = row.z[start:start + BLOCK], np.float32(0)
         for i in range(len(block)):
-            d = scaled(block[i], scale) - best
+            d = scaled(block[i], row.scale) - row.best
             x = max(np.float32(d) * np.float32(LOG2_E), np.float32(-126))
             n, y = np.floor(x), np.float32(0)
             for c in ROUGH_SERIES: y = y * (x - n) + c
@@ -202,18 +209,19 @@ def rough_mass(
 # %% ../nbs/15_fused.ipynb #10973015
 @compiled
 def keep_nucleus(
-    row,     # z (V,), scale, best score, min-p's line, maxima of the groups, coins
+    row,     # a `Row`
     p,       # below 1
-    listed,  # ids, scores, weights
+    listed,  # a `TokenList`
     n,       # tokens in the list
     whole,   # whether nothing outside the list has any mass
 ):           # how many are left; whether none outside belongs to them
     "Top-p on a list."
-    _, scores, weights = listed
-    for i in range(n): weights[i] = weight(scores[i], row)
+    weights = listed.weights
+    for i in range(n): weights[i] = weight(listed.scores[i], row)
     held = weights[:n].sum()
     if whole: return keep_prefix(listed, n, p * held), True
-    rough, half = rough_mass(row, row[0].dtype.type(-np.inf))[1] * row[5], len(row[0]) / 2
+    _, rough = rough_mass(row, row.z.dtype.type(-np.inf))
+    rough, half = rough * row.coins, len(row.z) / 2
     most, least = p * (rough * 1.0001 + half), p * (rough * .9999 - half)
     if held < least: return n, False
     n = keep_prefix(listed, n, most)
@@ -225,14 +233,13 @@ def keep_nucleus(
 # %% ../nbs/15_fused.ipynb #7c1d0072
 @compiled
 def kept_list(
-    row,     # z (V,), scale, best score, min-p's line, maxima of the groups, coins
+    row,     # a `Row`
     k,       # top-k; inf: off
     p,       # top-p; 1: off
-    listed,  # ids, scores, weights to write to
+    listed,  # a `TokenList` to write to
 ):           # how many top-k and top-p keep; all others score less than this; whether none is kept
     "The tokens that the filters keep, or the best of them."
-    z, _, best, line, _, _ = row
-    limited, wanted = k < len(z), FIRST_TRY
+    limited, wanted = k < len(row.z), FIRST_TRY
     if limited: wanted = np.int64(k)
     while True:
         floor = floor_of(row, wanted, limited)
@@ -240,9 +247,9 @@ def kept_list(
         if limited: n = keep_prefix(listed, n, k)
         enough = limited or floor == -np.inf
         if p < 1: n, enough = keep_nucleus(row, p, listed, n, enough)
-        if enough or floor - best < line: return n, floor, True
+        if enough or floor - row.best < row.line: return n, floor, True
         if p == 1: return n, floor, False
-        wanted = NEXT_TRY if wanted < NEXT_TRY else len(z)
+        wanted = NEXT_TRY if wanted < NEXT_TRY else len(row.z)
 
 # %% ../nbs/15_fused.ipynb #faaa48b9
 @compiled
@@ -255,22 +262,22 @@ def most_bits(
 # %% ../nbs/15_fused.ipynb #7c1d0073
 @compiled
 def winner(
-    row,     # z (V,), scale, best score, min-p's line, maxima of the groups, coins
-    listed,  # ids, scores, weights
+    row,     # a `Row`
+    listed,  # a `TokenList`
     n,       # tokens in the list
     key,     # from `key_state`
     won,     # the best token so far; -1: none
     top,     # its score less the best, plus noise; -4: less than any
 ):           # likewise
     "The best of a list under the noise."
-    (_, _, best, line, _, _), (ids, scores, _) = row, listed
     limit = most_bits(top)
     for i in range(n):
-        bits, d = hash_bits(ids[i], key), scores[i] - best
-        if bits > limit or d < line or bits > most_bits(top - d): continue
+        token, d = listed.ids[i], listed.scores[i] - row.best
+        bits = hash_bits(token, key)
+        if bits > limit or d < row.line or bits > most_bits(top - d): continue
         score = d + gumbel_of(bits)
-        if score > top or score == top and ids[i] < won:
-            won, top = ids[i], score
+        if score > top or score == top and token < won:
+            won, top = token, score
             limit = most_bits(top)
     return won, top
 
@@ -292,42 +299,41 @@ def next_block(
 # %% ../nbs/15_fused.ipynb #7c1d0078
 @compiled
 def lucky(
-    row,     # z (V,), scale, best score, min-p's line, maxima of the groups, coins
+    row,     # a `Row`
     floor,   # tokens of which a score is not known yet have less
     key,     # from `key_state`
     top,     # to be beaten: a score less the best, plus noise
-    listed,  # ids, scores, weights to write to
+    listed,  # a `TokenList` to write to
 ):           # how many
     "All tokens, by rising id, that might beat `top` from below the floor."
-    (z, scale, best, _, _, _), (found, scores, _), n = row, listed, 0
-    limit = most_bits(top - (floor - best))
+    limit, n = most_bits(top - (floor - row.best)), 0
     ids, bits = np.arange(BLOCK).astype(np.uint32), np.empty(BLOCK, np.uint32)
-    for start in range(0, len(z), BLOCK):
+    for start in range(0, len(row.z), BLOCK):
         if next_block(ids, bits, key) > limit: continue
-        for i in range(min(BLOCK, len(z) - start)):
-            if bits[i] <= limit:
-                found[n], scores[n] = start + i, scaled(z[start + i], scale)
+        for token in range(start, min(start + BLOCK, len(row.z))):
+            if bits[token - start] <= limit:
+                listed.ids[n], listed.scores[n] = token, scaled(row.z[token], row.scale)
                 n += 1
     return n
 
 # %% ../nbs/15_fused.ipynb #2aadfe45
 @compiled
 def log_mass(
-    row,     # z (V,), scale, best score, min-p's line, maxima of the groups, coins
-    listed,  # ids, scores, weights
+    row,     # a `Row`
+    listed,  # a `TokenList`
     n,       # tokens in the list
     enough,  # whether no others are kept
 ):           # how many are kept; the log of their mass, the best being 1
     "Size and mass of the kept set."
-    (z, _, best, line, _, _), count, total = row, 0, 0.
-    if not enough and z.itemsize < 8:
-        count, total = rough_mass(row, line)
+    if not enough and row.z.itemsize < 8:
+        count, total = rough_mass(row, row.line)
         return count, exact_log(total)
-    if not enough: n = candidates(row, z.dtype.type(-np.inf), listed)
-    for score in listed[1][:n]:
-        if score - best >= line:
+    if not enough: n = candidates(row, row.z.dtype.type(-np.inf), listed)
+    count, total = 0, 0.
+    for score in listed.scores[:n]:
+        if score - row.best >= row.line:
             count += 1
-            total += exact_exp(np.float64(score) - np.float64(best))
+            total += exact_exp(np.float64(score) - np.float64(row.best))
     return count, exact_log(total)
 
 # %% ../nbs/15_fused.ipynb #7c1d0077
@@ -337,7 +343,7 @@ def draw_row(
     wish,     # T, k, p, min-p's line, the best token's coins; k is inf where it is off
     words,    # (5,) uint32, of the key
     details,  # whether the last two results are asked for
-    listed,   # ids, scores, weights to write to
+    listed,   # a `TokenList` to write to
 ):            # id, or -1: no distribution; how many were kept; log-probability
     "One token."
     maxima = group_maxima(z, min(len(z), max(1024, len(z) // 1024 * 16)))
@@ -345,7 +351,7 @@ def draw_row(
     if not np.isfinite(top): return -1, 0, 0.
     scale, key = scale_of(z, top, T), key_state(words)
     best = scaled(top, scale)
-    row = z, scale, best, z.dtype.type(line), maxima, unit
+    row = Row(z, scale, best, z.dtype.type(line), maxima, unit)
     n, floor, enough = kept_list(row, k, p, listed)
     won, score = winner(row, listed, n, key, -1, z.dtype.type(-4))
     if not enough:
@@ -366,7 +372,7 @@ def draw_rows(
     room,     # (3, V) int64, or wider, for the lists
 ):            # whether every row was a distribution
     "One token a row."
-    listed, good = (room[0], room[1].view(z.dtype), room[2]), True
+    listed, good = TokenList(room[0], room[1].view(z.dtype), room[2]), True
     for i in range(len(z)):
         ids[i], kept[i], logprob[i] = draw_row(z[i], wishes[i], words[i], details, listed)
         good &= ids[i] >= 0

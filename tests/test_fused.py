@@ -293,30 +293,35 @@ def as_row(z, T, G, line=-INF):
     scale = fused.scale_of.py_func(z, z.max(), T)
     best = z.dtype.type(fused.scaled(z.max(), scale))
     line = z.dtype.type(line)
-    return z, scale, best, line, fused.group_maxima(z, G), topp.coins(len(z))
+    return fused.Row(z, scale, best, line, fused.group_maxima(z, G), topp.coins(len(z)))
+
+
+def room(V, dtype):
+    "A list that all tokens fit into."
+    return fused.TokenList(np.empty(V, np.int64), np.empty(V, dtype), np.empty(V, np.int64))
 
 
 def scores_of(row):
     "The scores of all tokens."
-    return np.array([fused.scaled(x, row[1]) for x in row[0]], row[0].dtype)
+    return np.array([fused.scaled(x, row.scale) for x in row.z], row.z.dtype)
 
 
 @pytest.mark.parametrize("V, G", [(8, 4), (1000, 1000), (5003, 1024), (50_257, 1024)])
 def test_groups_and_candidates(V, G):
     "All tokens whose score reaches the floor, by rising id; the wanted best are among them."
     rng = np.random.default_rng(V)
-    listed = np.empty(V, np.int64), np.empty(V, np.float32), np.empty(V, np.int64)
+    listed = room(V, np.float32)
     for kind in ("peaked", "steps", "neighbours", "block"):
         z = np.ascontiguousarray(special(rng, kind, 1, V)[0], np.float32)
         z[rng.random(V) < 0.1] = -INF
         row = as_row(z, 0.7, G)
-        s, maxima = scores_of(row), row[4]
+        s, maxima = scores_of(row), row.maxima
         assert all(maxima[g] == z[g::G].max() for g in range(G))
         for wanted in (1, 2, 50, G - 1, G, V):
             floor = fused.floor_of(row, wanted, True)
             n = fused.candidates(row, np.float32(floor), listed)
             ids = np.flatnonzero((s >= floor) & (s > -INF))
-            assert np.array_equal(listed[0][:n], ids) and np.array_equal(listed[1][:n], s[ids])
+            assert np.array_equal(listed.ids[:n], ids) and np.array_equal(listed.scores[:n], s[ids])
             assert n >= min(wanted, (s > -INF).sum())
             if wanted < G:
                 assert floor <= np.sort(maxima / np.float32(0.7))[-wanted]
@@ -325,20 +330,19 @@ def test_groups_and_candidates(V, G):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_line_is_a_floor_where_few_groups_reach_it(dtype):
     "All that min-p keeps is listed, and hardly more; if the list would be long, the best are."
-    rng, listed = np.random.default_rng(6), np.empty(5003, np.int64)
-    listed = listed, np.empty(5003, dtype), listed.copy()
+    rng, listed = np.random.default_rng(6), room(5003, dtype)
     for trial in range(40):
         z = (rng.normal(size=5003) * 10.0 ** rng.uniform(-2, 1)).astype(dtype)
         if trial % 4 == 0:
             z[rng.random(5003) < 0.97] = -INF
         row = as_row(z, 0.7, 1024, np.log(rng.uniform(0.001, 0.9)) if trial % 3 else -INF)
         s = scores_of(row)
-        kept = np.flatnonzero((s > -INF) & (s - row[2] >= row[3]))
+        kept = np.flatnonzero((s > -INF) & (s - row.best >= row.line))
         floor = dtype(fused.floor_of(row, 64, False))
         n = fused.candidates(row, floor, listed)
         if len({token % 1024 for token in kept}) < 1024:
-            assert np.array_equal(np.intersect1d(listed[0][:n], kept), kept) and n <= len(kept) + 1
-            assert floor == -INF or floor - row[2] < row[3]
+            assert np.array_equal(np.intersect1d(listed.ids[:n], kept), kept) and n <= len(kept) + 1
+            assert floor == -INF or floor - row.best < row.line
         else:
             assert 64 <= n < 200
 
@@ -364,10 +368,10 @@ def test_the_crossing_is_where_a_sort_has_it():
         order = np.lexsort((np.arange(n), -scores))
         before = weights[order].cumsum() - weights[order]
         keep = np.sort(order[before < target])
-        listed = np.arange(n), scores.copy(), weights.copy()
+        listed = fused.TokenList(np.arange(n), scores.copy(), weights.copy())
         left = fused.keep_prefix(listed, n, target)
-        assert np.array_equal(listed[0][:left], keep) and np.array_equal(
-            listed[2][:left], weights[keep]
+        assert np.array_equal(listed.ids[:left], keep) and np.array_equal(
+            listed.weights[:left], weights[keep]
         )
         edge, above = fused.crossing(scores, weights, target)
         assert edge == scores[order[(before < target).sum() - 1]]
@@ -386,7 +390,7 @@ def test_masses_are_as_exact_as_promised(dtype):
                 z = np.where(z == z.max(), 0.0, -24.0)
             z = np.ascontiguousarray(z[0], dtype)
             row = as_row(z, 0.8, max(min(V, 1024), V // 1024 * 16))
-            s, unit = scores_of(row), row[5]
+            s, unit = scores_of(row), row.coins
             weights = topp.whole_weights(torch.tensor(s)).sum().item()
             assert fused.mass(row) == weights
             count, rough = fused.rough_mass(row, dtype(-INF))
@@ -412,9 +416,9 @@ def test_size_and_mass_of_what_is_kept(dtype):
         for line in (-INF, -2.0):
             row = as_row(z, 0.8, min(V, 1024), line)
             s = scores_of(row)
-            far = s.astype(float) - float(row[2])
-            kept = far[(s - row[2] >= row[3]) & (z > -INF)]
-            listed = np.empty(V, np.int64), np.empty(V, dtype), np.empty(V, np.int64)
+            far = s.astype(float) - float(row.best)
+            kept = far[(s - row.best >= row.line) & (z > -INF)]
+            listed = room(V, dtype)
             n = fused.candidates(row, dtype(-INF), listed)
             for enough in (True, False):
                 count, log_mass = fused.log_mass(row, listed, n, enough)
@@ -444,14 +448,14 @@ def test_the_lucky_are_all_that_might_win():
     V, key = 9000, Key(3)
     z = np.random.default_rng(8).normal(size=V).astype(np.float32)
     row, state = as_row(z, 0.8, 1024), fused.key_state(np.array(key.words(), np.uint32))
-    listed = np.empty(V, np.int64), np.empty(V, np.float32), np.empty(V, np.int64)
+    listed = room(V, np.float32)
     s = scores_of(row)
-    sums = s - row[2] + noise.gumbel(key, V).numpy()
+    sums = s - row.best + noise.gumbel(key, V).numpy()
     for share in (0.5, 0.99):
         floor, top = np.quantile(s, share).astype(np.float32), np.float32(np.sort(sums)[-20])
         n = fused.lucky(row, floor, state, top, listed)
-        ids = listed[0][:n]
-        assert (np.diff(ids) > 0).all() and np.array_equal(listed[1][:n], s[ids])
+        ids = listed.ids[:n]
+        assert (np.diff(ids) > 0).all() and np.array_equal(listed.scores[:n], s[ids])
         assert set(np.flatnonzero((sums >= top) & (s < floor))) <= set(ids) and n < V / 4
 
 
