@@ -125,7 +125,7 @@ TO_BITS = 1023 + 1.5 * 2**52          # a whole number plus this has it in its l
 
 @compiled
 def exact_exp(
-    d,  # at most 0
+    d,  # at most 0, or a little more
 ):      # float64
     "`topp.exact_exp` of one number."
     d = max(d, -700.)

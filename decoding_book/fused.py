@@ -7,7 +7,6 @@ __all__ = ['draw_fused', 'fused_sample']
 
 # %% ../nbs/15_fused.ipynb #e46c3126
 from collections import namedtuple
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from operator import attrgetter
 from os import getpid
@@ -48,7 +47,7 @@ def crossing(
     "The score of the last token before which the ranking holds less than `target`."
     s, w, before, n = scores.copy(), weights.copy(), 0, len(scores)
     while True:
-        pivot, above, equal = s[(n * 40503 >> 8) % n], 0, 0
+        pivot, above, equal = s[n * 55 >> 8], 0, 0
         for i in range(n):
             above += w[i] * (s[i] > pivot)
             equal += w[i] * (s[i] == pivot)
@@ -97,10 +96,10 @@ def just_below(
     return near if scaled(near, scale) < score else np.float32(-np.inf)
 
 # %% ../nbs/15_fused.ipynb #c0a10019
-Row = namedtuple("Row", "z scale best line maxima coins")
+Row = namedtuple("Row", "z scale best line maxima unit")
 
 # %% ../nbs/15_fused.ipynb #ff4e06d7
-TokenList = namedtuple("TokenList", "ids scores weights")                         # (V,) each, or longer
+TokenList = namedtuple("TokenList", "ids scores weights")
 
 @compiled
 def candidates(
@@ -114,11 +113,11 @@ def candidates(
     for start in range(0, len(row.z), len(row.maxima)):
         for g in groups:
             token = start + g
-            if token >= len(row.z) or not row.z[token] > near: continue
-            score = scaled(row.z[token], row.scale)
-            if score >= floor:
-                listed.ids[n], listed.scores[n], listed.weights[n] = token, score, 1
-                n += 1
+            if token < len(row.z) and row.z[token] > near:
+                score = scaled(row.z[token], row.scale)
+                if score >= floor:
+                    listed.ids[n], listed.scores[n], listed.weights[n] = token, score, 1
+                    n += 1
     return n
 
 # %% ../nbs/15_fused.ipynb #c0a10014
@@ -166,7 +165,7 @@ def weight(
     row,    # a `Row`
 ):          # a whole number
     "What a token weighs, in coins."
-    return np.int64(exact_exp(np.float64(score) - np.float64(row.best)) * row.coins + .5)
+    return np.int64(exact_exp(np.float64(score) - np.float64(row.best)) * row.unit + .5)
 
 # %% ../nbs/15_fused.ipynb #53617fd5
 @compiled
@@ -221,14 +220,14 @@ def keep_nucleus(
     held = weights[:n].sum()
     if whole: return keep_prefix(listed, n, p * held), True
     _, rough = rough_mass(row, row.z.dtype.type(-np.inf))
-    rough, half = rough * row.coins, len(row.z) / 2
+    rough, half = rough * row.unit, len(row.z) / 2
     most, least = p * (rough * 1.0001 + half), p * (rough * .9999 - half)
     if held < least: return n, False
     n = keep_prefix(listed, n, most)
     if held < most or weights[:n].sum() - weights[:n].min() >= least:           # it matters
-        most = p * mass(row)
-        n = keep_prefix(listed, n, most)
-    return n, held >= most
+        target = p * mass(row)
+        return keep_prefix(listed, n, target), held >= target
+    return n, True
 
 # %% ../nbs/15_fused.ipynb #7c1d0072
 @compiled
@@ -237,10 +236,10 @@ def kept_list(
     k,       # top-k; inf: off
     p,       # top-p; 1: off
     listed,  # a `TokenList` to write to
-):           # how many top-k and top-p keep; all others score less than this; whether none is kept
+):           # how many top-k and top-p keep; the floor; whether no others are kept
     "The tokens that the filters keep, or the best of them."
-    limited, wanted = k < len(row.z), FIRST_TRY
-    if limited: wanted = np.int64(k)
+    limited = k < len(row.z)
+    wanted = np.int64(k) if limited else FIRST_TRY
     while True:
         floor = floor_of(row, wanted, limited)
         n = candidates(row, floor, listed)
@@ -255,8 +254,8 @@ def kept_list(
 @compiled
 def most_bits(
     least,  # noise that a token needs
-):          # float64: with more bits it has less
-    "How lucky a token must be."
+):          # float64
+    "The most bits that can give so much noise."
     return 2.**32 * exact_exp(1e-4 - np.float64(least))
 
 # %% ../nbs/15_fused.ipynb #7c1d0073
@@ -305,7 +304,7 @@ def lucky(
     top,     # to be beaten: a score less the best, plus noise
     listed,  # a `TokenList` to write to
 ):           # how many
-    "All tokens, by rising id, that might beat `top` from below the floor."
+    "All tokens, by rising id, that have the luck to beat `top` from below the floor."
     limit, n = most_bits(top - (floor - row.best)), 0
     ids, bits = np.arange(BLOCK).astype(np.uint32), np.empty(BLOCK, np.uint32)
     for start in range(0, len(row.z), BLOCK):
@@ -355,8 +354,8 @@ def draw_row(
     n, floor, enough = kept_list(row, k, p, listed)
     won, score = winner(row, listed, n, key, -1, z.dtype.type(-4))
     if not enough:
-        m = lucky(row, floor, key, score, listed)
-        won, score = winner(row, listed, m, key, won, score)
+        few = lucky(row, floor, key, score, listed)
+        won, score = winner(row, listed, few, key, won, score)
     if not details: return won, 0, 0.
     n, total = log_mass(row, listed, n, enough)
     return won, n, np.float64(scaled(z[won], scale)) - np.float64(best) - total

@@ -390,7 +390,7 @@ def test_masses_are_as_exact_as_promised(dtype):
                 z = np.where(z == z.max(), 0.0, -24.0)
             z = np.ascontiguousarray(z[0], dtype)
             row = as_row(z, 0.8, max(min(V, 1024), V // 1024 * 16))
-            s, unit = scores_of(row), row.coins
+            s, unit = scores_of(row), row.unit
             weights = topp.whole_weights(torch.tensor(s)).sum().item()
             assert fused.mass(row) == weights
             count, rough = fused.rough_mass(row, dtype(-INF))
