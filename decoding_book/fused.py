@@ -302,18 +302,21 @@ def lucky(
     floor,   # tokens of which a score is not known yet have less
     key,     # from `key_state`
     top,     # to be beaten: a score less the best, plus noise
+    start,   # the token to begin with, a multiple of `BLOCK`
     listed,  # a `TokenList` to write to
-):           # how many
-    "All tokens, by rising id, that have the luck to beat `top` from below the floor."
-    limit, n = most_bits(top - (floor - row.best)), 0
-    ids, bits = np.arange(BLOCK).astype(np.uint32), np.empty(BLOCK, np.uint32)
-    for start in range(0, len(row.z), BLOCK):
-        if next_block(ids, bits, key) > limit: continue
-        for token in range(start, min(start + BLOCK, len(row.z))):
-            if bits[token - start] <= limit:
-                listed.ids[n], listed.scores[n] = token, scaled(row.z[token], row.scale)
-                n += 1
-    return n
+):           # how many; the token to go on with
+    "The next tokens, by rising id, that have the luck to beat `top` from below the floor."
+    limit, n, bits = most_bits(top - (floor - row.best)), 0, np.empty(BLOCK, np.uint32)
+    ids = np.arange(start, start + BLOCK).astype(np.uint32)
+    while n < FIRST_TRY and start < len(row.z):
+        if next_block(ids, bits, key) <= limit:
+            for i in range(min(BLOCK, len(row.z) - start)):
+                if bits[i] <= limit:
+                    token = start + i
+                    listed.ids[n], listed.scores[n] = token, scaled(row.z[token], row.scale)
+                    n += 1
+        start += BLOCK
+    return n, start
 
 # %% ../nbs/15_fused.ipynb #2aadfe45
 @compiled
@@ -353,8 +356,9 @@ def draw_row(
     row = Row(z, scale, best, z.dtype.type(line), maxima, unit)
     n, floor, enough = kept_list(row, k, p, listed)
     won, score = winner(row, listed, n, key, -1, z.dtype.type(-4))
-    if not enough:
-        few = lucky(row, floor, key, score, listed)
+    start = len(z) if enough else 0
+    while start < len(z):
+        few, start = lucky(row, floor, key, score, start, listed)
         won, score = winner(row, listed, few, key, won, score)
     if not details: return won, 0, 0.
     n, total = log_mass(row, listed, n, enough)
