@@ -72,7 +72,7 @@ def run_tests(
     return done.returncode == 0
 
 
-IN_LOOPS = {"noise", "topp", "fused", "four_bits"}  # numba compiles these into what it keeps
+IN_LOOPS = {"noise", "topp", "compiled", "fused", "four_bits"}  # numba compiles these into what it keeps
 
 
 def fresh_copy(
