@@ -72,7 +72,8 @@ def run_tests(
     return done.returncode == 0
 
 
-IN_LOOPS = {"noise", "topp", "compiled", "fused", "four_bits"}  # numba compiles these into what it keeps
+# What numba compiles into the code that it keeps
+IN_LOOPS = {"noise", "topp", "compiled", "fused", "four_bits"}
 
 
 def fresh_copy(
