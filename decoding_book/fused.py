@@ -135,7 +135,7 @@ def floor_of(
     few_reach = (row.maxima > just_below(floor, row.scale)).sum() < NEXT_TRY
     if few_reach and not limited: return floor
     if wanted >= len(row.maxima): return row.z.dtype.type(-np.inf)
-    groups = group_maxima(row.maxima, 4 * wanted)
+    groups = group_maxima(row.maxima, 4 * wanted + 1)
     nth, _ = crossing(groups, np.ones(len(groups), np.int64), wanted)
     return scaled(nth, row.scale)
 

@@ -327,6 +327,16 @@ def test_groups_and_candidates(V, G):
                 assert floor <= np.sort(maxima / np.float32(0.7))[-wanted]
 
 
+@pytest.mark.parametrize("step", [2, 8, 16])
+def test_a_pattern_in_the_ids_does_not_lengthen_the_list(step):
+    "The best stand at every so manyth id."
+    V, rng = 151_936, np.random.default_rng(9)
+    z = rng.normal(size=V).astype(np.float32)
+    z[::step][:500] += 10
+    row = as_row(z, 0.8, V // 1024 * 16)
+    assert 64 <= fused.candidates(row, fused.floor_of(row, 64, True), room(V, np.float32)) < 200
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_line_is_a_floor_where_few_groups_reach_it(dtype):
     "All that min-p keeps is listed, and hardly more; if the list would be long, the best are."
